@@ -1,0 +1,25 @@
+"""The joint-embedding protocol: text and audio in one space of unit vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class JointEmbedder(Protocol):
+    """Two towers (paper section 3.3; MuLan): the cosine of their outputs is text adherence."""
+
+    sample_rate: int
+    """Hz."""
+    window_seconds: float
+    """Length of audio that the audio tower was made for, seconds."""
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """float32 [B, D], unit length."""
+        ...
+
+    def embed_audio(self, audio: Tensor) -> Tensor:
+        """Audio float32 [B, window samples] to float32 [B, D], unit length."""
+        ...

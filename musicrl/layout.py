@@ -1,0 +1,92 @@
+"""Layouts: how token streams at different rates become one grid of S steps x K streams.
+
+A layout owns the interleaving and its inverse, the name and the vocabulary of every stream, and
+nothing else: sampler, learner and algorithms see only the grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Layout(Protocol):
+    """What sampler, learner and algorithms may know of a grid."""
+
+    @property
+    def stream_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_streams(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def to_codes(self, tokens: NDArray[np.int16]) -> NDArray[np.int16]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameLayout:
+    """Frame-interleaved semantic and coarse acoustic tokens (paper section 3.1).
+
+    A step is one semantic frame: its semantic token, then the coarse tokens of the codec frames
+    that it spans, time-major and level-minor. The order and the absence of de-duplication are this
+    project's choice; the paper gives neither.
+    """
+
+    semantic_vocab: int
+    coarse_vocab: int
+    coarse_levels: int
+    codec_frames_per_step: int
+
+    @property
+    def stream_names(self) -> tuple[str, ...]:
+        frames, levels = range(self.codec_frames_per_step), range(self.coarse_levels)
+        return ("semantic", *(f"coarse{q + 1}.{t}" for t in frames for q in levels))
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        coarse = self.coarse_levels * self.codec_frames_per_step
+        return (self.semantic_vocab, *([self.coarse_vocab] * coarse))
+
+    @property
+    def num_streams(self) -> int:
+        return 1 + self.coarse_levels * self.codec_frames_per_step
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest vocabulary of a stream: the width V of padded logits."""
+        return max(self.vocab_sizes)
+
+    def interleave(
+        self, semantic: NDArray[np.integer], codes: NDArray[np.integer]
+    ) -> NDArray[np.int16]:
+        """Semantic [B, S] and coarse codes [B, Q, T], T = S x frames per step, to [B, S, K].
+
+        Raises ValueError when the lengths or the number of levels do not fit the layout.
+        """
+        B, S = semantic.shape
+        _, Q, T = codes.shape
+        if Q != self.coarse_levels or self.codec_frames_per_step * S != T:
+            raise ValueError(
+                f"codes of {Q} levels x {T} frames do not fit {self.coarse_levels} levels x "
+                f"{self.codec_frames_per_step * S} frames ({S} semantic frames)"
+            )
+        coarse = codes.transpose(0, 2, 1).reshape(B, S, self.num_streams - 1)
+        return np.concatenate([semantic[:, :, None], coarse], axis=2).astype(np.int16)
+
+    def to_codes(self, tokens: NDArray[np.int16]) -> NDArray[np.int16]:
+        """Grid [B, S, K] to the coarse codes [B, Q, T]."""
+        B, S, _ = tokens.shape
+        coarse = tokens[:, :, 1:].reshape(B, S * self.codec_frames_per_step, self.coarse_levels)
+        return np.ascontiguousarray(coarse.transpose(0, 2, 1))
+
+    def to_semantic(self, tokens: NDArray[np.int16]) -> NDArray[np.int16]:
+        """Grid [B, S, K] to the semantic tokens [B, S]."""
+        return np.ascontiguousarray(tokens[:, :, 0])

@@ -1,0 +1,44 @@
+"""The policy protocol: what sampler, learner and pretraining may ask of a token model.
+
+A policy owns its layout and its networks. It knows neither rewards nor algorithms nor processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from musicrl.layout import Layout
+
+Draw = Callable[[int, Tensor], tuple[Tensor, Tensor]]
+"""(stream k, logits [B, V_k]) -> (tokens int64 [B], log-probabilities float32 [B])."""
+
+
+class Policy(Protocol):
+    """An autoregressive model of a grid of tokens, conditioned on C discrete tokens per clip."""
+
+    layout: Layout
+    num_steps: int
+
+    def forward(self, tokens: Tensor, conditions: Tensor) -> Tensor:
+        """Teacher-forced logits float32 [B, S, K, V] of every cell, from tokens int64 [B, S, K]
+        and conditions int64 [B, C]. Cells outside a stream's vocabulary hold -inf."""
+        ...
+
+    def prefill(self, conditions: Tensor, cache: Any) -> None:
+        """Encode the prompts, conditions int64 [P, C], into the shared part of `cache`."""
+        ...
+
+    def step(self, previous: Tensor | None, cache: Any) -> Tensor:
+        """Hidden state [B, D] of the next step, from the tokens int64 [B, K] of the previous one
+        (None before the first). Appends to `cache`."""
+        ...
+
+    def emit(self, hidden: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Draw the K tokens of a step from its hidden state: tokens int64 [B, K] and their
+        log-probabilities float32 [B, K]."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...

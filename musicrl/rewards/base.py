@@ -1,0 +1,21 @@
+"""The reward protocol: clips and their prompts to one number a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musicrl.types import Clips, Prompt
+
+
+class Reward(Protocol):
+    """A score of whole clips. A clip that cannot be scored gets NaN; it is masked, never a zero."""
+
+    name: str
+
+    def __call__(self, prompts: Sequence[Prompt], clips: Clips) -> NDArray[np.float32]:
+        """float32 [B], one per clip, for prompts of the same length."""
+        ...

@@ -1,0 +1,40 @@
+"""THE definition of the policy's distribution; sampler and learner both call it.
+
+Knows logits, a temperature, a top-k and the vocabulary of a stream. Guidance joins here when a
+policy family needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How tokens are drawn. Defaults are the paper's (section 4.2): no truncation is mentioned."""
+
+    temperature: float = 0.99
+    top_k: int = 0
+    """Keep the k most probable tokens of each stream (0: all)."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all) or more, got {self.top_k}")
+
+
+def log_probs(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """Normalised log-distribution [..., V] that tokens are drawn from, nats, float32.
+
+    Logits outside a stream's vocabulary are -inf and stay so. With top-k, all tokens that tie with
+    the k-th logit are kept.
+    """
+    scaled = logits.float() / config.temperature
+    if 0 < config.top_k < scaled.shape[-1]:
+        kth = scaled.topk(config.top_k, dim=-1).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < kth, -torch.inf)
+    return torch.log_softmax(scaled, dim=-1)

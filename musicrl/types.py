@@ -1,0 +1,94 @@
+"""The values that travel between the parts of the system: frozen dataclasses of numpy arrays.
+
+They know nothing of torch or of processes: numpy arrays are shared by an object store without a
+copy. What comes out of the store is read-only; `torch.tensor(array)` copies, `from_numpy` aliases.
+
+Axis legend, the only one in this project:
+    B clips (samples)    S steps of the grid    K streams of a step    V vocabulary
+    Q codebooks          T codec frames         N audio samples        D width
+    P prompts            G samples per prompt   C conditioning tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A caption to make music for."""
+
+    id: str
+    text: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """Clips sampled by a policy, as grids of tokens, with what the learner needs of them."""
+
+    prompts: tuple[Prompt, ...]
+    """One per sample (B of them; the samples of one prompt repeat it)."""
+    conditions: NDArray[np.int16]
+    """int16 [B, C]: the conditioning tokens that the policy was given."""
+    tokens: NDArray[np.int16]
+    """int16 [B, S, K]."""
+    logprobs: NDArray[np.float32]
+    """float32 [B, S, K], nats: of each token under the exact distribution it was drawn from."""
+    group: NDArray[np.int32]
+    """int32 [B]: samples of one prompt in one iteration share a number."""
+    seeds: NDArray[np.uint64]
+    """uint64 [B]: the sample's own random stream."""
+    version: NDArray[np.int64]
+    """int64 [B]: version of the weights that sampled it."""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clips:
+    """Audio of B clips at one sample rate."""
+
+    audio: NDArray[np.float32]
+    """float32 [B, N], in [-1, 1]."""
+    sample_rate: int
+    """Hz."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardBatch:
+    """Scores of B clips: the mix that is optimised and the raw terms that it was made of."""
+
+    total: NDArray[np.float32]
+    """float32 [B]; 0 where not valid (never read there)."""
+    terms: Mapping[str, NDArray[np.float32]]
+    """float32 [B] each, before any normalisation; NaN where that reward failed."""
+    valid: NDArray[np.bool_]
+    """bool [B]: False where a reward of non-zero weight failed; such samples carry no gradient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """What one training step consumes: rollouts with their rewards."""
+
+    rollouts: Rollouts
+    rewards: RewardBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """One version of a model's parameters as a single buffer."""
+
+    version: int
+    flat: NDArray[np.float32]
+    """float32 [number of parameters], in the order of `index`."""
+    index: tuple[tuple[str, tuple[int, ...]], ...]
+    """(name, shape) of every tensor."""
+    digest: str = field(default="")
+    """Hex blake2b of `flat`; checked before the weights are applied."""
