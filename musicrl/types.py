@@ -25,6 +25,8 @@ class Prompt:
     id: str
     text: str
     source: str = ""
+    attributes: tuple[tuple[str, str], ...] = ()
+    """(name, value) of what the caption is known to ask for, such as ("instrument", "flute")."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,18 @@
+"""Rewards: scores of whole clips, and the weighted mix of them that is optimised."""
+
+from __future__ import annotations
+
+from musicrl.rewards.base import Reward
+from musicrl.rewards.mix import RewardConfig, RewardMix, make_mix
+from musicrl.rewards.table import REWARDS, make_reward
+from musicrl.rewards.text import TextAdherence
+
+__all__ = [
+    "REWARDS",
+    "Reward",
+    "RewardConfig",
+    "RewardMix",
+    "TextAdherence",
+    "make_mix",
+    "make_reward",
+]

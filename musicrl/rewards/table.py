@@ -1,0 +1,70 @@
+"""The table of rewards: a name in the configuration to a factory that takes the world.
+
+To add a reward, write a file in this folder and a line here; a reward outside this project is named
+`package.module:Class`, and the class is called with the world.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+from musicrl.embedders.base import JointEmbedder
+from musicrl.rewards.base import Reward
+from musicrl.rewards.text import TextAdherence
+
+
+class RewardWorld(Protocol):
+    """What a reward may ask of the world that it scores."""
+
+    @property
+    def embedder(self) -> JointEmbedder: ...
+
+
+RewardFactory = Callable[[RewardWorld], Reward]
+
+
+def _text(world: RewardWorld) -> Reward:
+    return TextAdherence(world.embedder)
+
+
+REWARDS: Mapping[str, RewardFactory] = MappingProxyType({"text": _text})
+
+
+def check_reward_name(name: str) -> None:
+    """Raise ValueError, naming the nearest reward, unless `name` is listed or `package.module:Class`."""
+    module, colon, attribute = name.partition(":")
+    if name in REWARDS or (colon and module and attribute):
+        return
+    raise ValueError(f"unknown reward {name!r}{nearest(name, REWARDS)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence: the known name that is closest, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(names))}"
+
+
+def make_reward(name: str, world: RewardWorld) -> Reward:
+    """The reward called `name`, for `world`.
+
+    Raises ValueError for a name that is not listed, or whose module or class does not exist.
+    """
+    check_reward_name(name)
+    return REWARDS[name](world) if name in REWARDS else _imported(name)(world)
+
+
+def _imported(name: str) -> RewardFactory:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as fault:
+        raise ValueError(f"reward {name!r}: cannot import {module_name!r}: {fault}") from fault
+    if attribute not in vars(module):
+        raise ValueError(f"reward {name!r}: module {module_name!r} has no {attribute!r}")
+    factory: RewardFactory = vars(module)[attribute]
+    return factory
