@@ -1,0 +1,10 @@
+"""Token models. `POLICIES` is the table of families: to add one, a file here and a line below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from musicrl.policies.musiclm import MusicLM
+
+POLICIES: Mapping[str, type[MusicLM]] = {"musiclm": MusicLM}
+"""Name of a family to its class; a class has `from_file(path)`."""

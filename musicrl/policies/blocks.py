@@ -1,0 +1,88 @@
+"""Building blocks of the token models: rotary positions, attention, transformer blocks.
+
+A block is written once: it projects and mixes, and asks the `attend` it is given where keys and
+values come from (all positions at once in the learner, a cache in the sampler). It knows neither
+tokens nor streams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(queries [..., H, D], keys [..., Hkv, D], values [..., Hkv, D]) -> mixed values [..., H, D]."""
+
+
+def rotations(num_positions: int, head_dim: int, base: float = 10_000.0) -> Tensor:
+    """Rotary angles as cosine and sine, float32 [positions, 1, D / 2, 2] (RoFormer, section 3.2)."""
+    frequency = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequency
+    return torch.stack([angle.cos(), angle.sin()], dim=-1).float()[:, None]
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn each pair of x [..., H, D] by `rotation` [..., 1, D / 2, 2]; float32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.view_as_complex(rotation)).flatten(-2)
+
+
+def attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Every position of [B, T, H, D] over itself and the positions before it."""
+    grouped = query.shape[2] != key.shape[2]
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+    return mixed.transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with fused projections; grouped queries if num_kv_heads < num_heads."""
+
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int) -> None:
+        super().__init__()
+        self.head_dim = width // num_heads
+        self.split = (num_heads, num_kv_heads, num_kv_heads)
+        self.qkv = nn.Linear(width, sum(self.split) * self.head_dim, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """Mix x [..., W] through `attend`."""
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))
+        query, key, value = heads.split(self.split, dim=-2)
+        mixed: Tensor = self.out(attend(query, key, value).flatten(-2))
+        return mixed
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; residual outputs start scaled down by the depth."""
+
+    def __init__(
+        self, *, width: int, num_heads: int, num_kv_heads: int, mlp_ratio: int, num_layers: int
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, bias=False)
+        self.attention = Attention(width, num_heads, num_kv_heads)
+        self.mlp_norm = nn.LayerNorm(width, bias=False)
+        self.up = nn.Linear(width, mlp_ratio * width, bias=False)
+        self.down = nn.Linear(mlp_ratio * width, width, bias=False)
+        for linear in (self.attention.qkv, self.up):
+            init_linear(linear)
+        for linear in (self.attention.out, self.down):
+            init_linear(linear, gain=1 / math.sqrt(2 * num_layers))
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """x [..., W] to [..., W]."""
+        x = x + self.attention(self.attention_norm(x), attend)
+        mlp: Tensor = self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))
+        return x + mlp
+
+
+def init_linear(linear: nn.Linear, gain: float = 1.0) -> None:
+    """Normal weights that keep the variance of the input, times `gain` squared."""
+    nn.init.normal_(linear.weight, std=gain / math.sqrt(linear.in_features))
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)

@@ -1,0 +1,85 @@
+"""The policy of the paper: one hierarchical decoder over semantic and coarse acoustic tokens.
+
+Frames are interleaved by `FrameLayout`; conditioning is the RVQ tokens of the joint embedding
+(paper section 3.1, sizes are this project's). It knows neither rewards nor algorithms, and leaves
+temperature, top-k and the drawing itself to the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from musicrl.checkpoint import half, load_into, load_tensors, save_tensors
+from musicrl.policies.config import MusicLMConfig
+from musicrl.policies.trunk import Trunk
+
+KIND = "policy"
+HEAD_STD = 0.02
+
+
+class MusicLM(nn.Module):
+    """A policy (see policies/base.py) over a `FrameLayout` grid."""
+
+    def __init__(self, config: MusicLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = config.layout
+        self.num_steps = config.num_steps
+        self.trunk = Trunk(config)
+        self.head = nn.Parameter(torch.empty(sum(self.layout.vocab_sizes), config.depth_width))
+        nn.init.normal_(self.head, std=HEAD_STD)
+
+    @property
+    def config_dict(self) -> dict[str, Any]:
+        return asdict(self.config)
+
+    @classmethod
+    def from_file(cls, path: Path) -> MusicLM:
+        """Raises FileNotFoundError or a ValueError naming the file and what is wrong with it."""
+        tensors, values = load_tensors(path, kind=KIND)
+        try:
+            config = MusicLMConfig.from_mapping(values)
+        except ValueError as fault:
+            raise ValueError(f"{path}: {fault}") from fault
+        policy = cls(config)
+        load_into(policy, tensors, origin=path)
+        return policy
+
+    def save(self, path: Path, *, as_half: bool = False) -> None:
+        """Write weights and configuration; `as_half` in half precision, as shipped."""
+        tensors = self.state_dict()
+        tensors = half(tensors) if as_half else tensors
+        save_tensors(path, tensors, kind=KIND, config=self.config_dict)
+
+    def forward(self, tokens: Tensor, conditions: Tensor) -> Tensor:
+        """Teacher-forced logits float32 [B, S, K, V] from tokens int64 [B, S, K] and conditions
+        int64 [B, C] (-1: no condition). Cells outside a stream's vocabulary hold -inf."""
+        V = self.layout.vocab_size
+        streams = self._stream_logits(self.trunk(tokens, conditions))
+        padded = [F.pad(x.float(), (0, V - x.shape[-1]), value=-torch.inf) for x in streams]
+        return torch.stack(padded, dim=2)
+
+    def token_logprobs(self, tokens: Tensor, conditions: Tensor) -> Tensor:
+        """Log-probabilities float32 [B, S, K], nats, of the tokens at temperature 1.
+
+        The same as gathering from `forward`, without padded logits: what pretraining minimises.
+        """
+        streams = self._stream_logits(self.trunk(tokens, conditions))
+        losses = [
+            F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+            for logits, targets in zip(streams, tokens.unbind(2), strict=True)
+        ]
+        return -torch.stack(losses, dim=1).view(tokens.shape)
+
+    def _stream_logits(self, features: Tensor) -> Iterator[Tensor]:
+        """Logits [B, S, V_k] of each stream from features [B, S, K, Wd]."""
+        heads = self.head.split(list(self.layout.vocab_sizes))
+        for feature, head in zip(features.unbind(2), heads, strict=True):
+            yield F.linear(feature, head)
