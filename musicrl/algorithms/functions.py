@@ -1,0 +1,154 @@
+"""The mathematics of the algorithms, as pure functions of tensors.
+
+Tokens of a grid are ordered step by step, stream by stream: t = s * K + k. Functions know neither
+settings nor networks. Anything of shape [B, S, K] is one number a token.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Estimator = Literal["k1", "k2", "k3"]
+
+
+def token_logprobs(*, logprobs: Tensor, tokens: Tensor) -> Tensor:
+    """log pi(a_t | s_t), [B, S, K], of the tokens in log-distributions [B, S, K, V]."""
+    _check_shapes(tokens.shape, logprobs=logprobs.shape[:-1])
+    return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def terminal_returns(*, rewards: Tensor, like: Tensor) -> Tensor:
+    """Return of every token, [B, S, K]: Z_t = sum_{i >= t} r_i with the reward r [B] paid at the
+    last token and gamma = 1, so Z_t = r at every t (paper section 3.2; the sibling papers)."""
+    B, _, _ = like.shape
+    _check_shapes((B,), rewards=rewards.shape)
+    return rewards[:, None, None].expand_as(like)
+
+
+def reward_to_go(*, rewards: Tensor, penalties: Tensor) -> Tensor:
+    """Return of every token with a penalty at each, [B, S, K]: G_t = r - sum_{i >= t} c_i.
+
+    The penalty of token t itself belongs to G_t: it depends on the action taken at t.
+    """
+    B, _, _ = penalties.shape
+    _check_shapes((B,), rewards=rewards.shape)
+    flat = penalties.reshape(B, -1)
+    to_go = flat.flip(1).cumsum(1).flip(1).reshape(penalties.shape)
+    return rewards[:, None, None] - to_go
+
+
+def exact_kl(*, logprobs: Tensor, reference: Tensor) -> Tensor:
+    """D_KL(pi || pi_ref) of every token, nats [B, S, K], over the full vocabulary:
+    sum_a pi(a|s_t) log(pi(a|s_t) / pi_ref(a|s_t)) (paper section 3.2, with its missing weight).
+
+    Symbols of zero probability under pi add nothing to the value or to the gradient.
+    """
+    _check_shapes(logprobs.shape, reference=reference.shape)
+    gap = (logprobs - reference).masked_fill(logprobs == -torch.inf, 0.0)
+    return (logprobs.exp() * gap).sum(-1)
+
+
+def entropy(logprobs: Tensor) -> Tensor:
+    """-sum_a pi(a|s) log pi(a|s), nats [...], of log-distributions [..., V]."""
+    finite = logprobs.masked_fill(logprobs == -torch.inf, 0.0)
+    return -(logprobs.exp() * finite).sum(-1)
+
+
+def kl_estimate(*, logp: Tensor, reference_logp: Tensor, kind: Estimator) -> Tensor:
+    """Estimate of D_KL(pi || pi_ref) from sampled tokens, [B, S, K] (Schulman 2020).
+
+    With x = log pi_ref - log pi: k1 = -x (unbiased), k2 = x^2 / 2 (biased, low variance),
+    k3 = exp(x) - 1 - x (unbiased, never negative).
+    """
+    _check_shapes(logp.shape, reference_logp=reference_logp.shape)
+    x = reference_logp - logp
+    if kind == "k1":
+        return -x
+    if kind == "k2":
+        return x.square() / 2
+    return torch.expm1(x) - x
+
+
+def kl_loss(*, logp: Tensor, reference_logp: Tensor, kind: Estimator) -> Tensor:
+    """What to differentiate for a KL term in the loss, from sampled tokens, [B, S, K].
+
+    k1 enters as its score function, stopgrad(k1) log pi: differentiated directly its gradient is 0
+    in expectation. That and k2 (directly) have the gradient of D_KL(pi || pi_ref) of the state in
+    expectation; k3 (directly, as in GRPO) has that of D_KL(pi_ref || pi).
+    """
+    estimate = kl_estimate(logp=logp, reference_logp=reference_logp, kind=kind)
+    return estimate.detach() * logp if kind == "k1" else estimate
+
+
+def group_mean_baseline(*, returns: Tensor, group: Tensor) -> Tensor:
+    """Mean return of the OTHER samples of the same prompt, [B, ...] (leave-one-out, so it is
+    independent of the sample's own actions). A sample alone in its group gets its own return:
+    advantage 0.
+
+    Args: returns [B, ...]; group int64 [B], any numbers.
+    """
+    _check_shapes(returns.shape[:1], group=group.shape)
+    _, index = torch.unique(group, return_inverse=True)
+    num_groups = int(index.max()) + 1
+    sums = returns.new_zeros((num_groups, *returns.shape[1:])).index_add_(0, index, returns)
+    others = index.bincount(minlength=num_groups)[index] - 1
+    others = others.reshape(-1, *[1] * (returns.dim() - 1))
+    mean = (sums[index] - returns) / others.clamp(min=1)
+    return torch.where(others > 0, mean, returns)
+
+
+def normalise(advantages: Tensor) -> Tensor:
+    """Advantages with mean 0 and standard deviation 1 over the update (all 0 where they are
+    equal)."""
+    centred = advantages - advantages.mean()
+    return centred / centred.square().mean().sqrt().clamp(min=1e-8)
+
+
+def importance_ratio(*, logp: Tensor, behaviour_logp: Tensor) -> Tensor:
+    """pi(a_t|s_t) / mu(a_t|s_t) of each token, [B, S, K]; mu is the policy that sampled it."""
+    _check_shapes(logp.shape, behaviour_logp=behaviour_logp.shape)
+    return (logp - behaviour_logp).exp()
+
+
+def reinforce_loss(*, logp: Tensor, advantages: Tensor, weight: Tensor | None = None) -> Tensor:
+    """-w_t A_t log pi(a_t|s_t), [B, S, K], with A_t and w_t held constant (Williams 1992; paper
+    section 3.2 with A_t = Z_t - V(s_t) and w_t = 1)."""
+    _check_shapes(logp.shape, advantages=advantages.shape)
+    scale = advantages if weight is None else advantages * weight
+    return -scale.detach() * logp
+
+
+def clipped_loss(*, ratio: Tensor, advantages: Tensor, clip_ratio: float) -> Tensor:
+    """-min(rho_t A_t, clip(rho_t, 1 - c, 1 + c) A_t), [B, S, K] (Schulman et al. 2017, eq. 7)."""
+    _check_shapes(ratio.shape, advantages=advantages.shape)
+    clipped = ratio.clamp(1 - clip_ratio, 1 + clip_ratio)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def adaptive_coefficient(*, coefficient: float, kl: float, target: float) -> float:
+    """Next KL coefficient beta (Ziegler et al. 2019, section 2.2):
+    beta (1 + 0.1 e), e = clip((KL - target) / target, -0.2, 0.2). Unchanged by a non-finite KL."""
+    if not math.isfinite(kl):
+        return coefficient
+    error = min(max((kl - target) / target, -0.2), 0.2)
+    return coefficient * (1 + 0.1 * error)
+
+
+def explained_variance(*, values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than their mean (and 0
+    where all returns are equal)."""
+    _check_shapes(returns.shape, values=values.shape)
+    variance = returns.var(correction=0)
+    if variance == 0:
+        return 0.0
+    return 1.0 - float((returns - values).var(correction=0) / variance)
+
+
+def _check_shapes(expected: tuple[int, ...], **shapes: tuple[int, ...]) -> None:
+    for name, shape in shapes.items():
+        if tuple(shape) != tuple(expected):
+            raise ValueError(f"{name} has shape {tuple(shape)}, expected {tuple(expected)}")

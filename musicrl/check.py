@@ -1,0 +1,50 @@
+"""Settings of different packages that contradict each other: refused before a run starts.
+
+Each package refuses its own contradictions when its configuration is made; here are the pairs that
+no single package sees.
+"""
+
+from __future__ import annotations
+
+from musicrl.algorithms.config import AlgorithmConfig
+from musicrl.sampler.sampling import SamplingConfig
+from musicrl.update import UpdateConfig
+
+
+def check_settings(
+    *,
+    algorithm: AlgorithmConfig,
+    update: UpdateConfig,
+    sampling: SamplingConfig,
+    samples_per_prompt: int,
+    max_lag: int,
+) -> None:
+    """Refuse settings of a run that contradict each other or that nothing would read.
+
+    Raises ValueError, one sentence that names the fields.
+    """
+    is_on_policy = update.num_steps == 1 and max_lag == 0
+    has_value = algorithm.baseline == "value"
+    is_plain = algorithm.name == "reinforce" and algorithm.importance_cap is None
+    refused = {
+        "sampling.top_k must be 0 in training: a token that the cut removes has no log-probability "
+        "to learn from and makes the KL infinite": sampling.top_k > 0,
+        "algorithm.name 'ppo' never clips with update.epochs 1, update.minibatches 1 and max_lag 0:"
+        " every ratio is 1": algorithm.name == "ppo" and is_on_policy,
+        "algorithm.importance_cap is unused with update.epochs 1, update.minibatches 1 and "
+        "max_lag 0: every ratio is 1": algorithm.importance_cap is not None and is_on_policy,
+        "update.epochs or update.minibatches above 1 need algorithm.name 'ppo' or "
+        "algorithm.importance_cap": update.num_steps > 1 and is_plain,
+        "algorithm.baseline 'group_mean' needs samples_per_prompt of 2 or more": (
+            algorithm.baseline == "group_mean" and samples_per_prompt < 2
+        ),
+        "update.value_learning_rate is read only with algorithm.baseline 'value'": (
+            update.value_learning_rate is not None and not has_value
+        ),
+        "update.value_warmup_steps is read only with algorithm.baseline 'value'": (
+            update.value_warmup_steps > 0 and not has_value
+        ),
+    }
+    for reason, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(reason)

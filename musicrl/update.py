@@ -1,0 +1,331 @@
+"""One update of the policy: experience in, new weights and figures out, in one process.
+
+Owns the policy, its frozen reference, the value network and their optimizers. Knows no sampler, no
+reward and no other process; the algorithm says what to minimise, `sampling.log_probs` what the
+policy's distribution is.
+
+    experience -> reference log-probs -> returns -> values -> advantages -> gradient -> version + 1
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from musicrl.algorithms.base import Algorithm, Batch, LossOut
+from musicrl.algorithms.collate import collate, reward_metrics
+from musicrl.algorithms.functions import token_logprobs
+from musicrl.algorithms.report import advantage_metrics, policy_metrics
+from musicrl.checkpoint import load_into
+from musicrl.optimizer import AdamConfig, Optimizer
+from musicrl.policies.base import Policy
+from musicrl.policies.flat import flatten
+from musicrl.policies.value import ValueNetwork
+from musicrl.sampler.sampling import SamplingConfig, log_probs
+from musicrl.types import Experience, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """How an update steps. The paper gives none of these numbers."""
+
+    learning_rate: float = 1e-4
+    """Of the policy (0: weights stay, figures are still reported)."""
+    value_learning_rate: float | None = None
+    """Of the value network (none: as the policy's)."""
+    warmup_steps: int = 0
+    """Steps over which each learning rate rises linearly."""
+    value_warmup_steps: int = 0
+    """First updates in which the value network learns and the policy is held."""
+    microbatch_samples: int = 16
+    """Clips of one forward and backward pass; changes memory, not the gradient."""
+    epochs: int = 1
+    """Passes over the samples of an update."""
+    minibatches: int = 1
+    """Optimizer steps of an epoch, each on its part of the samples."""
+    max_grad_norm: float | None = 1.0
+    """Gradients of each network are scaled down to this norm (none: never)."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        counts = {
+            "microbatch_samples": self.microbatch_samples,
+            "epochs": self.epochs,
+            "minibatches": self.minibatches,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"update: {name} must be 1 or more, got {count}")
+        amounts = {
+            "learning_rate": self.learning_rate,
+            "value_learning_rate": self.value_learning_rate or 0.0,
+            "warmup_steps": self.warmup_steps,
+            "value_warmup_steps": self.value_warmup_steps,
+            "weight_decay": self.weight_decay,
+        }
+        for name, amount in amounts.items():
+            if not amount >= 0:
+                raise ValueError(f"update: {name} must not be negative, got {amount}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"update: max_grad_norm must be above 0, got {self.max_grad_norm}")
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of one update."""
+        return self.epochs * self.minibatches
+
+    def adam(self, learning_rate: float) -> AdamConfig:
+        return AdamConfig(
+            learning_rate=learning_rate,
+            warmup_steps=self.warmup_steps,
+            max_grad_norm=self.max_grad_norm,
+            beta1=self.adam_beta1,
+            beta2=self.adam_beta2,
+            weight_decay=self.weight_decay,
+        )
+
+
+class PolicyUpdate:
+    """The learner's work, without its process. Deterministic for given experience and threads.
+
+    Networks are kept in evaluation mode: dropout would make the learner's log-probabilities differ
+    from the sampler's. Losses are sums over the tokens of a clip, means over the clips of a step.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        algorithm: Algorithm,
+        sampling: SamplingConfig,
+        config: UpdateConfig,
+        *,
+        reference: nn.Module | None = None,
+        value: nn.Module | None = None,
+    ) -> None:
+        """`policy` is trained in place. `reference` is what the KL is measured to (none: a frozen
+        copy of the policy as it is now); `value` maps tokens [B, S, K] and conditions [B, C] to
+        values [B, S, K] (none: made from the policy, if the algorithm needs one)."""
+        self.policy = policy.eval()
+        self.algorithm = algorithm
+        self.sampling = sampling
+        self.config = config
+        self.version = 0
+        self._streams = cast(Policy, policy).layout.stream_names
+        self._reference = self._frozen(policy if reference is None else reference)
+        self._optimizer = Optimizer(policy, config.adam(config.learning_rate))
+        self._value: nn.Module | None = None
+        if algorithm.needs_value:
+            self._value = (ValueNetwork.from_policy(policy) if value is None else value).eval()
+            rate = config.value_learning_rate
+            rate = config.learning_rate if rate is None else rate
+            self._value_optimizer = Optimizer(self._value, config.adam(rate))
+
+    def _frozen(self, policy: nn.Module) -> nn.Module | None:
+        if not (
+            self.algorithm.needs_reference_tokens or self.algorithm.needs_reference_distribution
+        ):
+            return None
+        return copy.deepcopy(policy).eval().requires_grad_(False)
+
+    def step(self, experience: Sequence[Experience]) -> dict[str, float]:
+        """Train on `experience`, in the given order, and return the figures of the update.
+
+        Samples with a failed or non-finite reward take no part. A step whose loss or gradient is
+        not finite is skipped and counted in `update/skipped`. The version goes up in any case.
+        """
+        batch, metrics = self._collate(experience)
+        if batch.num_samples == 0:
+            metrics["update/skipped"] = 1.0
+        else:
+            metrics |= self._train(batch)
+        self.version += 1
+        metrics["update/version"] = float(self.version)
+        return metrics
+
+    def _collate(self, experience: Sequence[Experience]) -> tuple[Batch, dict[str, float]]:
+        batch, valid = collate(experience, device=next(self.policy.parameters()).device)
+        num_streams = batch.tokens.shape[2]
+        if num_streams != len(self._streams):
+            raise ValueError(
+                f"rollouts of {num_streams} streams do not fit a policy of {len(self._streams)}"
+            )
+        metrics = {
+            "update/samples": float(valid.sum()),
+            "update/invalid_samples": float((~valid).sum()),
+            **reward_metrics(experience, valid),
+        }
+        return batch, metrics
+
+    def _train(self, batch: Batch) -> dict[str, float]:
+        if self.algorithm.needs_reference_tokens:
+            batch = replace(batch, reference_logprobs=self._reference_tokens(batch))
+        step = _Step(is_held=self.version < self.config.value_warmup_steps)
+        returns = self.algorithm.returns(batch)
+        values = self._values(batch, returns, step)
+        advantages = self.algorithm.advantages(batch, returns, values)
+        for rows in self._minibatches(batch.num_samples):
+            if values is not None and self.config.num_steps > 1:
+                self._value_step(batch, returns, rows, step)
+            self._policy_step(batch, advantages, rows, step)
+        metrics = self._metrics(step) | advantage_metrics(
+            advantages=advantages, returns=returns, values=values, streams=self._streams
+        )
+        if "kl/sequence" in metrics and not step.is_held:
+            self.algorithm.adapt(metrics["kl/sequence"])
+        return metrics
+
+    def _values(self, batch: Batch, returns: Tensor, step: _Step) -> Tensor | None:
+        """Values before this update learns; where it makes a single step, that step is taken here,
+        which saves a forward pass."""
+        if self._value is None:
+            return None
+        rows = torch.arange(batch.num_samples)
+        if self.config.num_steps == 1:
+            return self._value_step(batch, returns, rows, step)
+        with torch.no_grad():
+            parts = self._microbatches(rows)
+            return torch.cat([self._value(batch.tokens[i], batch.conditions[i]) for i in parts])
+
+    def _value_step(self, batch: Batch, returns: Tensor, rows: Tensor, step: _Step) -> Tensor:
+        """One step on sum_t (G_t - V(s_t))^2 (paper section 3.2); the values before it."""
+        assert self._value is not None
+        total, parts = 0.0, []
+        for i in self._microbatches(rows):
+            values = self._value(batch.tokens[i], batch.conditions[i])
+            loss = (returns[i] - values).square().sum() / len(rows)
+            loss.backward()
+            total += float(loss.detach())
+            parts.append(values.detach())
+        step.value_norms.append(self._value_optimizer.step(total))
+        return torch.cat(parts)
+
+    def _policy_step(self, batch: Batch, advantages: Tensor, rows: Tensor, step: _Step) -> None:
+        total = 0.0
+        for i in self._microbatches(rows):
+            with torch.set_grad_enabled(not step.is_held):
+                out = self._loss(batch.rows(i), advantages[i])
+                loss = out.loss / len(rows)
+            if not step.is_held:
+                loss.backward()
+            total += float(loss.detach())
+            step.outs.append(replace(out, loss=out.loss.detach()))
+        step.losses.append(total)
+        if not step.is_held:
+            step.policy_norms.append(self._optimizer.step(total))
+
+    def _loss(self, batch: Batch, advantages: Tensor) -> LossOut:
+        logprobs = log_probs(self.policy(batch.tokens, batch.conditions), self.sampling)
+        reference = None
+        if self.algorithm.needs_reference_distribution:
+            reference = self._reference_logprobs(batch)
+        return self.algorithm.loss(batch, advantages, logprobs, reference)
+
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: Batch) -> Tensor:
+        assert self._reference is not None
+        return log_probs(self._reference(batch.tokens, batch.conditions), self.sampling)
+
+    def _reference_tokens(self, batch: Batch) -> Tensor:
+        parts = [batch.rows(i) for i in self._microbatches(torch.arange(batch.num_samples))]
+        return torch.cat(
+            [
+                token_logprobs(logprobs=self._reference_logprobs(part), tokens=part.tokens)
+                for part in parts
+            ]
+        )
+
+    def _minibatches(self, num_samples: int) -> Iterator[Tensor]:
+        """Rows of each optimizer step; their order depends on the version and the epoch only."""
+        for epoch in range(self.config.epochs):
+            rows = torch.arange(num_samples)
+            if self.config.minibatches > 1:
+                seed = self.version * self.config.epochs + epoch
+                rows = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
+            yield from (part for part in rows.tensor_split(self.config.minibatches) if len(part))
+
+    def _microbatches(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split(self.config.microbatch_samples)
+
+    def _metrics(self, step: _Step) -> dict[str, float]:
+        norms = {"policy": step.policy_norms, "value": step.value_norms}
+        sound = {name: [n for n in found if n is not None] for name, found in norms.items()}
+        return {
+            "update/skipped": float(sum(found.count(None) for found in norms.values())),
+            "update/learning_rate": 0.0 if step.is_held else self._optimizer.learning_rate,
+            "kl/alpha": self.algorithm.alpha,
+            "policy/loss": fmean(step.losses),
+            **{f"{name}/grad_norm": fmean(n) for name, n in sound.items() if n},
+            **policy_metrics(step.outs, algorithm=self.algorithm, streams=self._streams),
+        }
+
+    def weights(self, version: int | None = None) -> Weights:
+        """The policy's weights to publish, as `version` (none: this update's own)."""
+        return flatten(self.policy, self.version if version is None else version)
+
+    def _reference_digest(self) -> str:
+        return "" if self._reference is None else flatten(self._reference, 0).digest
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that continues this run bit for bit: named tensors, and numbers for JSON.
+
+        The reference is not among them: it is made again from where the run started, and checked.
+        """
+        tensors = _prefixed("policy", self.policy.state_dict())
+        tensors |= _prefixed("policy_optimizer", self._optimizer.tensors())
+        state: dict[str, Any] = {
+            "version": self.version,
+            "alpha": self.algorithm.alpha,
+            "num_steps": self._optimizer.num_steps,
+            "reference": self._reference_digest(),
+        }
+        if self._value is not None:
+            tensors |= _prefixed("value", self._value.state_dict())
+            tensors |= _prefixed("value_optimizer", self._value_optimizer.tensors())
+            state["value_num_steps"] = self._value_optimizer.num_steps
+        return tensors, state
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`.
+
+        Raises ValueError when it belongs to another reference, algorithm or network.
+        """
+        if state["reference"] != self._reference_digest():
+            raise ValueError("the checkpoint was trained against another reference policy")
+        if ("value_num_steps" in state) != (self._value is not None):
+            raise ValueError("the checkpoint was trained with another algorithm.baseline")
+        load_into(self.policy, _under("policy", tensors), origin="checkpoint (policy)")
+        self._optimizer.load(_under("policy_optimizer", tensors), num_steps=state["num_steps"])
+        if self._value is not None:
+            load_into(self._value, _under("value", tensors), origin="checkpoint (value)")
+            moments = _under("value_optimizer", tensors)
+            self._value_optimizer.load(moments, num_steps=state["value_num_steps"])
+        self.algorithm.alpha = state["alpha"]
+        self.version = state["version"]
+
+
+class _Step:
+    """What one update has done so far."""
+
+    def __init__(self, *, is_held: bool) -> None:
+        self.is_held = is_held
+        self.outs: list[LossOut] = []
+        self.losses: list[float] = []
+        self.policy_norms: list[float | None] = []
+        self.value_norms: list[float | None] = []
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}/"
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
