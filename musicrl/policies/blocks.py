@@ -19,7 +19,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def rotations(num_positions: int, head_dim: int, base: float = 10_000.0) -> Tensor:
-    """Rotary angles as cosine and sine, float32 [positions, 1, D / 2, 2] (RoFormer, section 3.2)."""
+    """Rotary angles as cosine and sine, float32 [positions, 1, D / 2, 2] (RoFormer, 3.2)."""
     frequency = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angle = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequency
     return torch.stack([angle.cos(), angle.sin()], dim=-1).float()[:, None]
@@ -27,7 +27,7 @@ def rotations(num_positions: int, head_dim: int, base: float = 10_000.0) -> Tens
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn each pair of x [..., H, D] by `rotation` [..., 1, D / 2, 2]; float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * torch.view_as_complex(rotation)).flatten(-2)
 
 
@@ -45,14 +45,15 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int, num_kv_heads: int) -> None:
         super().__init__()
         self.head_dim = width // num_heads
-        self.split = (num_heads, num_kv_heads, num_kv_heads)
+        self.split = [num_heads, num_kv_heads, num_kv_heads]
         self.qkv = nn.Linear(width, sum(self.split) * self.head_dim, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """Mix x [..., W] through `attend`."""
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))
-        query, key, value = heads.split(self.split, dim=-2)
+        x = self.qkv(x)
+        heads = x.view(*x.shape[:-1], -1, self.head_dim)
+        query, key, value = torch.split(heads, self.split, dim=-2)
         mixed: Tensor = self.out(attend(query, key, value).flatten(-2))
         return mixed
 
@@ -77,7 +78,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """x [..., W] to [..., W]."""
         x = x + self.attention(self.attention_norm(x), attend)
-        mlp: Tensor = self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh"))
+        mlp: Tensor = self.down(F.gelu(self.up(self.mlp_norm(x))))
         return x + mlp
 
 

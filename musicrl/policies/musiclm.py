@@ -20,6 +20,8 @@ from musicrl.checkpoint import half, load_into, load_tensors, save_tensors
 from musicrl.policies.config import MusicLMConfig
 from musicrl.policies.trunk import Trunk
 
+__all__ = ["MusicLM", "MusicLMConfig"]
+
 KIND = "policy"
 HEAD_STD = 0.02
 
@@ -80,6 +82,6 @@ class MusicLM(nn.Module):
 
     def _stream_logits(self, features: Tensor) -> Iterator[Tensor]:
         """Logits [B, S, V_k] of each stream from features [B, S, K, Wd]."""
-        heads = self.head.split(list(self.layout.vocab_sizes))
+        heads = torch.split(self.head, list(self.layout.vocab_sizes))
         for feature, head in zip(features.unbind(2), heads, strict=True):
             yield F.linear(feature, head)

@@ -116,15 +116,13 @@ class Trunk(nn.Module):
         """Frame inputs [B, S, W]: the start vector, then frames 0..S-2."""
         B, S, _ = tokens.shape
         start = self.start.expand(B, 1, -1)
-        if S == 1:
-            return start
-        before = self.embed_frames(tokens[:, :-1].flatten(0, 1)).view(B, S - 1, -1)
+        before = self.embed_frames(tokens[:, :-1].flatten(0, 1)).view(B, S - 1, start.shape[-1])
         return torch.cat([start, before], dim=1)
 
     def depth_inputs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Inputs [B, S, K, Wd]: the frame's hidden state, and the token of the stream before."""
-        base = self.depth_in(hidden)[:, :, None] + self.depth_position
-        before = self.depth_token(tokens[..., :-1] + self.offsets[:-1])
+        base: Tensor = self.depth_in(hidden)[:, :, None] + self.depth_position
+        before: Tensor = self.depth_token(tokens[..., :-1] + self.offsets[:-1])
         return base + F.pad(before, (0, 0, 1, 0))
 
 
