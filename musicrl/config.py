@@ -1,18 +1,25 @@
 """The configuration of a run: one tree of frozen dataclasses.
 
-Each package owns its part beside the code that reads it; this module composes them, reads YAML
-strictly and prints the derived numbers. It runs nothing.
+Each package owns its part beside the code that reads it; this module composes them, finds presets
+and files, refuses settings that contradict each other and derives numbers to print. It runs
+nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from musicrl.algorithms.config import AlgorithmConfig
+from musicrl.check import check_settings
 from musicrl.rewards.mix import RewardConfig
 from musicrl.sampler.sampling import SamplingConfig
+from musicrl.settings import build, closest, merge, read_flags, read_yaml, to_tree, to_yaml
 from musicrl.update import UpdateConfig
+
+PRESETS = Path(__file__).parent / "presets"
+DEFAULT_PRESET = "tiny"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,23 @@ class RolloutConfig:
     same rollouts come out of one actor or of many."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
+    def __post_init__(self) -> None:
+        _check_least(self, 1, "prompts_per_step", "samples_per_prompt", "prompts_per_chunk")
+        if self.prompts_per_step % self.prompts_per_chunk:
+            raise ValueError(
+                f"prompts_per_step {self.prompts_per_step} is not a multiple of "
+                f"prompts_per_chunk {self.prompts_per_chunk}"
+            )
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.prompts_per_step * self.samples_per_prompt
+
+    @property
+    def chunks_per_step(self) -> int:
+        """Sampling tasks of one training step."""
+        return self.prompts_per_step // self.prompts_per_chunk
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
@@ -62,6 +86,16 @@ class ClusterConfig:
     address: str | None = None
     """Ray address to join (none: RAY_ADDRESS, as set by `ray job submit`, else a local cluster)."""
 
+    def __post_init__(self) -> None:
+        _check_least(self, 1, "num_samplers", "num_scorers")
+        _check_least(self, 1, "sampler_threads", "scorer_threads", "learner_threads")
+        _check_least(self, 0, "sampler_gpus", "scorer_gpus", "learner_gpus", "max_lag")
+        _check_least(self, 80, "object_store_mb")
+        if not self.task_timeout_seconds > 0:
+            raise ValueError(
+                f"task_timeout_seconds must be above 0, got {self.task_timeout_seconds}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
@@ -73,6 +107,16 @@ class EvaluationConfig:
     """Of these, the ones written as wav and to TensorBoard."""
     every: int = 0
     """Iterations between evaluations of the audio prompts during training (0: never)."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, 1, "prompts")
+        _check_least(self, 0, "audio_prompts", "every")
+        if self.audio_prompts > self.prompts:
+            raise ValueError(
+                f"audio_prompts {self.audio_prompts} of only {self.prompts} evaluation prompts"
+            )
+        if self.every and not self.audio_prompts:
+            raise ValueError(f"evaluation.every {self.every} measures nothing: audio_prompts is 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,3 +139,65 @@ class TrainConfig:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _check_least(self, 0, "seed")
+        _check_least(self, 1, "iterations", "checkpoint_every")
+        check_settings(
+            algorithm=self.algorithm,
+            update=self.update,
+            sampling=self.rollout.sampling,
+            samples_per_prompt=self.rollout.samples_per_prompt,
+            max_lag=self.cluster.max_lag,
+        )
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(source: str | Path = DEFAULT_PRESET, flags: Sequence[str] = ()) -> TrainConfig:
+    """The configuration of a preset or of a YAML file, with command-line `flags` over it.
+
+    Raises FileNotFoundError or ValueError, in one sentence, for whatever does not fit.
+    """
+    path = find_settings(source)
+    config = build(TrainConfig, read_yaml(path), origin=str(source))
+    if not flags:
+        return config
+    tree = merge(to_tree(config), read_flags(TrainConfig, flags))
+    return build(TrainConfig, tree, origin="command line")
+
+
+def find_settings(source: str | Path) -> Path:
+    """The file of a preset's name; a path stays itself."""
+    text = str(source)
+    if Path(text).suffix in (".yaml", ".yml") or "/" in text:
+        return Path(text)
+    if text not in preset_names():
+        raise ValueError(f"no preset {text!r}{closest(text, preset_names())}; a file ends in .yaml")
+    return PRESETS / f"{text}.yaml"
+
+
+def dump_yaml(config: TrainConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back."""
+    return to_yaml(config)
+
+
+def derived_numbers(config: TrainConfig, *, cells_per_sample: int) -> dict[str, int]:
+    """What the settings amount to, for a grid of `cells_per_sample` = S x K tokens."""
+    rollout, lag = config.rollout, config.cluster.max_lag
+    return {
+        "samples per step": rollout.samples_per_step,
+        "tokens per step": rollout.samples_per_step * cells_per_sample,
+        "sampling tasks per step": rollout.chunks_per_step,
+        "samples in flight at most": (lag + 1) * rollout.samples_per_step,
+        "samples of the run": config.iterations * rollout.samples_per_step,
+    }
+
+
+def _check_least(config: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            raise ValueError(f"{name} must be {least} or more, got {value}")
