@@ -1,0 +1,165 @@
+"""The embedded world's codec: compressed magnitude spectra, PCA, residual k-means, Griffin-Lim.
+
+A linear front end keeps pitch at two levels where small trained encoders smear it, and fits in
+minutes. It is this project's stand-in, behind the same protocol, for the paper's SoundStream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from musicrl.checkpoint import half, load_into, load_tensors, save_tensors
+from musicrl.codecs.rvq import ResidualQuantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralCodecConfig:
+    """Sizes of the codec."""
+
+    sample_rate: int = 16_000
+    """Hz."""
+    fft_size: int = 1280
+    """Samples."""
+    hop_size: int = 320
+    """Samples between spectra."""
+    spectra_per_frame: int = 2
+    """Spectra that one frame of codes describes."""
+    exponent: float = 0.35
+    """Magnitudes are raised to this power."""
+    num_components: int = 192
+    """Principal components kept."""
+    num_codebooks: int = 6
+    vocab_size: int = 512
+    griffin_lim_steps: int = 12
+
+
+class SpectralCodec(nn.Module):
+    """25 Hz codes of 16 kHz audio."""
+
+    mean: Tensor
+    components: Tensor
+    window: Tensor
+
+    def __init__(self, config: SpectralCodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.sample_rate = config.sample_rate
+        self.num_codebooks, self.vocab_size = config.num_codebooks, config.vocab_size
+        size = config.spectra_per_frame * (config.fft_size // 2)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("components", torch.zeros(size, config.num_components))
+        self.register_buffer("window", torch.hann_window(config.fft_size), persistent=False)
+        self.quantizer = ResidualQuantizer(
+            config.num_codebooks, config.vocab_size, config.num_components
+        )
+
+    @property
+    def frame_size(self) -> int:
+        """Samples of one frame of codes."""
+        return self.config.hop_size * self.config.spectra_per_frame
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames of codes per second."""
+        return self.sample_rate / self.frame_size
+
+    @torch.no_grad()
+    def encode(self, audio: Tensor) -> Tensor:
+        """Audio float32 [B, N], N a multiple of `frame_size`, to codes int64 [B, Q, T]."""
+        vectors = (self.features(audio) - self.mean) @ self.components
+        return self.quantizer.encode(vectors).transpose(1, 2)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes int64 [B, Q', T] of the first Q' <= Q levels to audio float32 [B, N]."""
+        return self.invert(self.magnitudes(codes))
+
+    def features(self, audio: Tensor) -> Tensor:
+        """Audio [B, N] to compressed spectra [B, T, frame width].
+
+        Raises ValueError when N is not a positive multiple of `frame_size`.
+        """
+        B, N = audio.shape
+        if N < self.config.fft_size or N % self.frame_size:
+            raise ValueError(f"audio of {N} samples is not a multiple of {self.frame_size}")
+        spectra = self._stft(audio).abs()[:, : self.config.fft_size // 2, :-1]
+        compressed = spectra.pow(self.config.exponent).transpose(1, 2)
+        return compressed.reshape(B, N // self.frame_size, -1)
+
+    def magnitudes(self, codes: Tensor) -> Tensor:
+        """Codes [B, Q', T] to magnitude spectra [B, bins, spectra]."""
+        B, _, T = codes.shape
+        vectors = self.quantizer.decode(codes.transpose(1, 2)) @ self.components.T + self.mean
+        frames = vectors.reshape(B, T * self.config.spectra_per_frame, self.config.fft_size // 2)
+        spectra = frames.clamp(min=0).pow(1 / self.config.exponent).transpose(1, 2)
+        spectra = torch.cat([spectra, spectra[:, :, -1:]], dim=2)
+        return torch.cat([spectra, torch.zeros_like(spectra[:, :1])], dim=1)
+
+    def invert(self, magnitudes: Tensor) -> Tensor:
+        """Phase retrieval: magnitudes [B, bins, spectra] to audio [B, N] (fast Griffin-Lim).
+
+        The first phases are those of Beauregard et al. (2015): each peak's advances at its
+        interpolated frequency. Deterministic, and each clip independent of its batch.
+        """
+        estimate = torch.polar(magnitudes, initial_phases(magnitudes, self.config))
+        previous = torch.zeros_like(estimate)
+        for _ in range(self.config.griffin_lim_steps):
+            rebuilt = self._stft(self._istft(estimate))
+            leaped = rebuilt + 0.99 * (rebuilt - previous)
+            previous = rebuilt
+            estimate = magnitudes * leaped / leaped.abs().clamp(min=1e-8)
+        return self._istft(estimate).clamp(-1, 1)
+
+    def _stft(self, audio: Tensor) -> Tensor:
+        size, hop = self.config.fft_size, self.config.hop_size
+        return torch.stft(audio, size, hop, window=self.window, return_complex=True)
+
+    def _istft(self, spectra: Tensor) -> Tensor:
+        size, hop = self.config.fft_size, self.config.hop_size
+        length = (spectra.shape[2] - 1) * hop
+        return torch.istft(spectra, size, hop, window=self.window, length=length)
+
+    def save(self, path: Path, **facts: float) -> None:
+        """Write the codec, half precision, with `facts` (its measured quality) beside its sizes."""
+        config = {"codec": asdict(self.config), "facts": facts}
+        save_tensors(path, half(self.state_dict()), kind="codec", config=config)
+
+    @classmethod
+    def from_file(cls, path: Path) -> SpectralCodec:
+        """The codec of a file. Raises FileNotFoundError or ValueError naming file and tensor."""
+        tensors, config = load_tensors(path, kind="codec")
+        codec = cls(SpectralCodecConfig(**config["codec"]))
+        load_into(codec, tensors, origin=path)
+        return codec.eval()
+
+
+def initial_phases(magnitudes: Tensor, config: SpectralCodecConfig) -> Tensor:
+    """Phases [B, bins, spectra] that let every spectral peak run on at its own frequency.
+
+    Single-pass spectrogram inversion (Beauregard, Harish and Wyse 2015): a peak's frequency by
+    parabolic interpolation, its phase advanced by one hop a spectrum; bins around it follow it.
+    """
+    bins = magnitudes.shape[1]
+    left = torch.nn.functional.pad(magnitudes, (0, 0, 1, 0))[:, :bins]
+    right = torch.nn.functional.pad(magnitudes, (0, 0, 0, 1))[:, 1:]
+    curve = (left - 2 * magnitudes + right).clamp(max=-1e-9)
+    offset = (0.5 * (left - right) / curve).clamp(-0.5, 0.5)
+    is_peak = (magnitudes > left) & (magnitudes >= right)
+    index = torch.arange(bins, device=magnitudes.device)[None, :, None].expand_as(magnitudes)
+    frequency = _of_nearest_peak(index + offset, is_peak, index)
+    advance = 2 * torch.pi * config.hop_size / config.fft_size * frequency
+    return torch.cumsum(advance, dim=2) + torch.pi * (index % 2)
+
+
+def _of_nearest_peak(values: Tensor, is_peak: Tensor, index: Tensor) -> Tensor:
+    """`values` at the peak nearest to each bin (ties: the lower one; no peak: its own)."""
+    bins = values.shape[1]
+    below = torch.where(is_peak, index, -bins).cummax(dim=1).values
+    above = torch.where(is_peak, index, 3 * bins).flip(1).cummin(dim=1).values.flip(1)
+    chosen = torch.where(index - below <= above - index, below, above)
+    chosen = torch.where((chosen >= 0) & (chosen < bins), chosen, index)
+    return values.gather(1, chosen)

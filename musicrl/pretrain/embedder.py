@@ -1,0 +1,190 @@
+"""The embedder stage: contrastive training of the two towers on clips and true captions.
+
+The same stage, with another seed and front end, trains the judge.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from musicrl.embedders.mulan import MuLan, MuLanConfig
+from musicrl.pretrain.attributes import INSTRUMENTS, ONSET_RATES, PEAKS, TEXTURES
+from musicrl.pretrain.checkpoints import StageCheckpoint
+from musicrl.pretrain.kmeans import fit_quantizer
+from musicrl.pretrain.world import WorldData
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderStageConfig:
+    """Training of a joint embedder."""
+
+    world: Path = Path("worlds/tiny")
+    """Folder of rendered clips."""
+    weights: Path = Path("worlds/tiny/weights")
+    """Folder that receives KIND.safetensors."""
+    kind: str = "embedder"
+    """'embedder' (rewarded, conditions the policy) or 'judge' (never rewarded)."""
+    model: MuLanConfig = field(default_factory=MuLanConfig)
+    steps: int = 1500
+    batch_clips: int = 192
+    learning_rate: float = 1e-3
+    checkpoint_every: int = 250
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeStageConfig(EmbedderStageConfig):
+    """Training of the judge: another seed, front end and width."""
+
+    kind: str = "judge"
+    model: MuLanConfig = field(
+        default_factory=lambda: MuLanConfig(
+            fft_size=800, hop_size=400, num_bands=64, width=128, condition_levels=0
+        )
+    )
+    seed: int = 1000
+
+
+def train_embedder(config: EmbedderStageConfig) -> dict[str, float]:
+    """Train and write an embedder; resumes from its last checkpoint; returns validation figures."""
+    torch.manual_seed(config.seed)
+    data, model = WorldData(config.world, "train"), MuLan(config.model)
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.02)
+    checkpoint = StageCheckpoint(config.weights / f".{config.kind}.resume.safetensors")
+    first = checkpoint.restore(model, optimizer)
+    mel = log_mels(model, data)
+    for step in track(range(first, config.steps), description=f"training {config.kind}"):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step, config.steps)
+        loss = contrastive_loss(model, *_draw(data, mel, config, step))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % config.checkpoint_every == 0:
+            checkpoint.write(model, optimizer, step + 1)
+    model.eval()
+    _centre(model, data, mel, config)
+    _fit_conditions(model, data, config)
+    facts = measure_embedder(model, WorldData(config.world, "validation"))
+    model.save(config.weights / f"{config.kind}.safetensors", kind=config.kind, **facts)
+    checkpoint.remove()
+    return facts
+
+
+def schedule(step: int, steps: int, *, warmup: int = 100) -> float:
+    """Linear warm-up, then half a cosine down to 2 %."""
+    rise = min(1.0, (step + 1) / min(warmup, max(steps // 10, 1)))
+    return rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+@torch.no_grad()
+def log_mels(model: MuLan, data: WorldData) -> Tensor:
+    """Log-mel of every clip, float16 [clips, bands, frames], computed once."""
+    batches = np.array_split(np.arange(len(data)), -(-len(data) // 64))
+    return torch.cat(
+        [model.front(data.audio(batch)).half() for batch in track(batches, description="log-mel")]
+    )
+
+
+def contrastive_loss(model: MuLan, mel: Tensor, captions: list[str]) -> Tensor:
+    """Symmetric cross-entropy over the batch (MuLan; InfoNCE)."""
+    audio = F.normalize(model.audio(mel), dim=-1)
+    text = F.normalize(model.text(captions), dim=-1)
+    logits = model.log_scale.clamp(max=4.6).exp() * audio @ text.T
+    target = torch.arange(len(captions))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def _draw(
+    data: WorldData, mel: Tensor, config: EmbedderStageConfig, step: int
+) -> tuple[Tensor, list[str]]:
+    """One batch: random windows and fresh wordings, a pure function of seed and step."""
+    rng = np.random.default_rng((config.seed, step))
+    chosen = rng.choice(len(data), size=min(config.batch_clips, len(data)), replace=False)
+    frames = round(config.model.window_seconds * config.model.sample_rate / config.model.hop_size)
+    starts = rng.integers(mel.shape[2] - frames + 1, size=len(chosen))
+    windows = [mel[i, :, s : s + frames] for i, s in zip(chosen, starts, strict=True)]
+    captions = data.captions(chosen, Random(f"{config.seed}/{step}"))
+    return torch.stack(windows).float(), captions
+
+
+@torch.no_grad()
+def _centre(model: MuLan, data: WorldData, mel: Tensor, config: EmbedderStageConfig) -> None:
+    draws = [_draw(data, mel, config, config.steps + i) for i in range(8)]
+    audio = torch.cat([F.normalize(model.audio(windows), dim=-1) for windows, _ in draws])
+    text = torch.cat([F.normalize(model.text(captions), dim=-1) for _, captions in draws])
+    model.audio_mean.copy_(audio.mean(0))
+    model.text_mean.copy_(text.mean(0))
+
+
+@torch.no_grad()
+def _fit_conditions(model: MuLan, data: WorldData, config: EmbedderStageConfig) -> None:
+    """Fit the conditioning codebooks on clip and caption embeddings in equal parts.
+
+    Captions are in because prompts are quantised too (this project's choice).
+    """
+    if model.config.condition_levels == 0:
+        return
+    rng = np.random.default_rng((config.seed, 1))
+    chosen = rng.choice(len(data), size=min(4096, len(data)), replace=False)
+    batches = np.array_split(chosen, -(-len(chosen) // 32))
+    audio = torch.cat([model.embed_clip(data.audio(batch)) for batch in batches])
+    words = Random(config.seed)
+    text = torch.cat([model.embed_text(data.captions(batch, words)) for batch in batches])
+    vectors = torch.cat([audio, text])
+    fit_quantizer(
+        model.quantizer, lambda step: vectors, steps=60, description="conditioning codebooks"
+    )
+
+
+@torch.no_grad()
+def measure_embedder(model: MuLan, data: WorldData, *, clips: int = 256) -> dict[str, float]:
+    """Zero-shot attribute accuracy, matched and mismatched cosine, recall@10 over the clips."""
+    indices = np.arange(min(clips, len(data)))
+    batches = np.array_split(indices, -(-len(indices) // 32))
+    audio = torch.cat([model.embed_clip(data.audio(batch)) for batch in batches])
+    text = model.embed_text(data.captions(indices, Random(0), complete=True))
+    scores = audio @ text.T
+    rank = (scores > scores.diagonal()[:, None]).sum(1)
+    facts = {
+        "cosine/matched": float(scores.diagonal().mean()),
+        "cosine/mismatched": float((scores.sum() - scores.diagonal().sum()) / (scores.numel() - len(scores))),
+        "recall_at_10": float((rank < 10).float().mean()),
+    }
+    choices = {
+        "instrument": [f"played on {name}" for name in INSTRUMENTS],
+        "tempo": [f"{name} music" for name in ONSET_RATES],
+        "loudness": [f"{name} music" for name in PEAKS],
+        "texture": [_TEXTURE_PROMPTS[name] for name in TEXTURES],
+    }
+    names = {
+        "instrument": list(INSTRUMENTS),
+        "tempo": list(ONSET_RATES),
+        "loudness": list(PEAKS),
+        "texture": list(TEXTURES),
+    }
+    for attribute, prompts in choices.items():
+        guess = (audio @ model.embed_text(prompts).T).argmax(1).tolist()
+        truth = [getattr(data.attributes[i], attribute) for i in indices]
+        hits = [names[attribute][g] == t for g, t in zip(guess, truth, strict=True)]
+        facts[f"zero_shot/{attribute}"] = sum(hits) / len(hits)
+    return facts
+
+
+_TEXTURE_PROMPTS = {
+    "solo": "solo music",
+    "drone": "music with a drone",
+    "chords": "music with chords",
+    "drums": "music with drums",
+    "four-part": "music in four parts",
+}

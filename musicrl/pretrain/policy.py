@@ -1,0 +1,165 @@
+"""The policy stage: next-token training of the hierarchical decoder on tokenised clips.
+
+Conditioned on the AUDIO embedding's tokens (so no captions are needed), prompted later with text
+embeddings through the same codebooks (MusicLM section 3.2).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from musicrl.embedders.mulan import MuLan
+from musicrl.policies.musiclm import MusicLM, MusicLMConfig
+from musicrl.pretrain.checkpoints import StageCheckpoint
+from musicrl.pretrain.embedder import schedule
+from musicrl.pretrain.tokens import TokenData
+from musicrl.pretrain.world import WorldData
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyStageConfig:
+    """Pretraining of the policy."""
+
+    world: Path = Path("worlds/tiny")
+    """Folder of rendered clips."""
+    weights: Path = Path("worlds/tiny/weights")
+    """Folder with the other weights; receives policy.safetensors."""
+    model: MusicLMConfig = field(default_factory=MusicLMConfig)
+    steps: int = 3000
+    batch_clips: int = 24
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    drop_condition: float = 0.1
+    """Probability that a clip is learned without its condition."""
+    keep_windows: float = 0.7
+    """Probability that a window counts in a clip's embedding (augmentation)."""
+    checkpoint_every: int = 250
+    seed: int = 0
+
+
+def train_policy(config: PolicyStageConfig) -> dict[str, float]:
+    """Train and write the policy; resumes from its last checkpoint; returns validation figures."""
+    torch.manual_seed(config.seed)
+    model = MusicLM(config.model)
+    embedder = MuLan.from_file(config.weights / "embedder.safetensors")
+    train, validation, captions = _load(config, model)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, config.weight_decay), config.learning_rate, betas=(0.9, 0.97)
+    )
+    checkpoint = StageCheckpoint(config.weights / ".policy.resume.safetensors")
+    first = checkpoint.restore(model, optimizer)
+    writer = SummaryWriter(str(config.weights / "tensorboard" / "policy"))
+    for step in track(range(first, config.steps), description="training policy"):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step, config.steps)
+        tokens, conditions = _draw(train, embedder, config, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            logprobs = model.token_logprobs(tokens, conditions)
+        loss = -logprobs.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        writer.add_scalar("train/nll", loss.item(), step)
+        if (step + 1) % config.checkpoint_every == 0:
+            checkpoint.write(model, optimizer, step + 1)
+            facts = measure_policy(model, validation, embedder, captions)
+            _report(writer, facts, step + 1)
+    facts = measure_policy(model, validation, embedder, captions)
+    model.save(config.weights / "policy.safetensors", as_half=True)
+    (config.weights / "policy.json").write_text(json.dumps({"facts": facts, **_plain(config)}))
+    checkpoint.remove()
+    return facts
+
+
+def _plain(config: PolicyStageConfig) -> dict[str, object]:
+    return {"config": json.loads(json.dumps(asdict(config), default=str))}
+
+
+def _load(config: PolicyStageConfig, model: MusicLM) -> tuple[TokenData, TokenData, list[str]]:
+    data = {split: WorldData(config.world, split) for split in ("train", "validation")}
+    tokens = {
+        split: TokenData(config.weights, clips, split, model.config.layout)
+        for split, clips in data.items()
+    }
+    captions = data["validation"].captions(
+        range(len(data["validation"])), Random(config.seed), complete=True
+    )
+    return tokens["train"], tokens["validation"], captions
+
+
+def _parameter_groups(model: MusicLM, weight_decay: float) -> list[dict[str, object]]:
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
+def _draw(
+    data: TokenData, embedder: MuLan, config: PolicyStageConfig, step: int
+) -> tuple[Tensor, Tensor]:
+    """Grids and conditions of one batch, a pure function of seed and step."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    index = torch.randint(len(data), (config.batch_clips,), generator=generator)
+    num_windows = data.windows.shape[1]
+    keep = torch.rand(len(index), num_windows, generator=generator) < config.keep_windows
+    keep[:, 0] |= ~keep.any(1)
+    conditions = embedder.quantizer.encode(data.embedding(index, keep=keep))
+    dropped = torch.rand(len(index), generator=generator) < config.drop_condition
+    conditions = conditions.masked_fill(dropped[:, None], -1)
+    return data.grids[index].long(), conditions
+
+
+@torch.no_grad()
+def measure_policy(
+    model: MusicLM, data: TokenData, embedder: MuLan, captions: list[str], *, clips: int = 192
+) -> dict[str, float]:
+    """Validation NLL by stream (nats a token) and how far conditions matter.
+
+    `gap/audio` and `gap/text`: NLL under another clip's condition less that under its own.
+    """
+    model.eval()
+    index = torch.arange(min(clips, len(data)))
+    audio = embedder.quantizer.encode(data.embedding(index))
+    text = embedder.condition([captions[i] for i in index.tolist()])
+    tokens = data.grids[index].long()
+    nll = {
+        name: torch.cat(
+            [
+                -model.token_logprobs(t, c)
+                for t, c in zip(tokens.split(32), conditions.split(32), strict=True)
+            ]
+        )
+        for name, conditions in {
+            "audio": audio,
+            "text": text,
+            "wrong_audio": audio.roll(1, 0),
+            "wrong_text": text.roll(1, 0),
+        }.items()
+    }
+    model.train()
+    streams = zip(model.layout.stream_names, nll["audio"].mean((0, 1)).tolist(), strict=True)
+    return {
+        **{f"nll/{stream}": value for stream, value in streams},
+        "nll/audio_condition": float(nll["audio"].mean()),
+        "nll/text_condition": float(nll["text"].mean()),
+        "gap/audio": float((nll["wrong_audio"] - nll["audio"]).mean()),
+        "gap/text": float((nll["wrong_text"] - nll["text"]).mean()),
+    }
+
+
+def _report(writer: SummaryWriter, facts: dict[str, float], step: int) -> None:
+    for name, value in facts.items():
+        writer.add_scalar(name, value, step)
+    figures = "  ".join(f"{name} {value:.3f}" for name, value in facts.items())
+    print(f"step {step}: {figures}", flush=True)

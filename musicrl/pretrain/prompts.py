@@ -1,0 +1,63 @@
+"""The prompt table: captions for reinforcement learning, and fixed held-out ones.
+
+Training prompts word the attributes of train-split clips, partially; held-out prompts word those
+of test-split clips (tunes never trained on), completely.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from musicrl.pretrain.attributes import caption
+from musicrl.pretrain.world import WorldData
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptStageConfig:
+    """Making of the prompt table."""
+
+    world: Path = Path("worlds/tiny")
+    """Folder of rendered clips."""
+    weights: Path = Path("worlds/tiny/weights")
+    """Folder that receives prompts.parquet."""
+    train_prompts: int = 2000
+    heldout_prompts: int = 256
+    seed: int = 0
+
+
+def write_prompts(config: PromptStageConfig) -> dict[str, float]:
+    """Write prompts.parquet; returns the counts."""
+    rows: list[dict[str, str | None]] = []
+    for split, source, count in (
+        ("train", "train", config.train_prompts),
+        ("heldout", "test", config.heldout_prompts),
+    ):
+        rows += _rows(WorldData(config.world, source), split, count, config.seed)
+    config.weights.mkdir(parents=True, exist_ok=True)
+    path = config.weights / "prompts.parquet"
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
+    partial.replace(path)
+    splits = [row["split"] for row in rows]
+    return {f"prompts/{split}": float(splits.count(split)) for split in ("train", "heldout")}
+
+
+def _rows(data: WorldData, split: str, count: int, seed: int) -> list[dict[str, str | None]]:
+    """Distinct captions; held-out ones name every attribute."""
+    rng, seen, rows = Random(f"{seed}/{split}"), set[str](), []
+    for index in rng.sample(range(len(data)), len(data)):
+        attributes = data.attributes[index]
+        text = caption(attributes, rng, complete=split == "heldout")
+        if text in seen:
+            continue
+        seen.add(text)
+        row = {"id": f"{split}-{len(rows):04d}", "text": text, "split": split}
+        rows.append({**row, "source": "embedded world", **attributes.as_row()})
+        if len(rows) == count:
+            break
+    return rows

@@ -1,0 +1,93 @@
+"""A world: the policy, codec and embedder that belong together, loaded from one folder.
+
+The shipped tiny world is the default. Everything that turns a prompt into audio is reached from
+here; rewards take their embedder from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from musicrl.codecs.spectral import SpectralCodec
+from musicrl.embedders.mulan import MuLan
+from musicrl.layout import Layout
+from musicrl.policies.musiclm import MusicLM
+
+SHIPPED = Path(__file__).parent / "data" / "tiny"
+DECODE_CLIPS = 16
+"""Clips decoded at once, to bound memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The models of one sound world."""
+
+    policy: MusicLM
+    codec: SpectralCodec
+    embedder: MuLan
+
+    @classmethod
+    def load(cls, folder: Path | None = None, policy: Path | None = None) -> World:
+        """The world of a folder (none: the shipped one), with another policy file if given.
+
+        Raises FileNotFoundError or ValueError naming the file, and ValueError when the parts do
+        not fit each other.
+        """
+        folder = SHIPPED if folder is None else folder
+        world = cls(
+            policy=MusicLM.from_file(policy or folder / "policy.safetensors"),
+            codec=SpectralCodec.from_file(folder / "codec.safetensors"),
+            embedder=MuLan.from_file(folder / "embedder.safetensors"),
+        )
+        world.check()
+        return world
+
+    def check(self) -> None:
+        """Raise ValueError naming the sizes where policy, codec and embedder do not fit."""
+        pairs = {
+            "coarse vocabulary": (max(self.layout.vocab_sizes[1:]), self.codec.vocab_size),
+            "conditioning levels": (
+                self.policy.config.condition_levels,
+                self.embedder.config.condition_levels,
+            ),
+            "conditioning vocabulary": (
+                self.policy.config.condition_vocab,
+                self.embedder.config.condition_vocab,
+            ),
+            "sample rate": (self.embedder.sample_rate, self.codec.sample_rate),
+        }
+        for name, (left, right) in pairs.items():
+            if left != right:
+                raise ValueError(f"the world's parts differ in {name}: {left} and {right}")
+
+    @property
+    def layout(self) -> Layout:
+        return self.policy.layout
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.codec.sample_rate
+
+    @property
+    def clip_seconds(self) -> float:
+        """Length of the clips that the policy samples."""
+        frames = self.policy.num_steps * self.policy.config.codec_frames_per_step
+        return frames / self.codec.frame_rate
+
+    def conditioner(self, texts: Sequence[str]) -> Tensor:
+        """Conditioning tokens int64 [B, C] of texts."""
+        return self.embedder.condition(texts)
+
+    def decode(self, tokens: NDArray[np.int16]) -> NDArray[np.float32]:
+        """Token grids [B, S, K] to audio float32 [B, N]; each clip independent of its batch."""
+        codes = torch.from_numpy(self.layout.to_codes(tokens).astype(np.int64))
+        batches = [self.codec.decode(batch) for batch in codes.split(DECODE_CLIPS)]
+        return torch.cat(batches).numpy()
