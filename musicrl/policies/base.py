@@ -27,6 +27,11 @@ class Policy(Protocol):
         and conditions int64 [B, C]. Cells outside a stream's vocabulary hold -inf."""
         ...
 
+    def new_cache(self, num_prompts: int, samples_per_prompt: int, num_steps: int) -> Any:
+        """An empty cache for B = num_prompts x samples_per_prompt rows of `num_steps` steps, the
+        samples of a prompt adjacent."""
+        ...
+
     def prefill(self, conditions: Tensor, cache: Any) -> None:
         """Encode the prompts, conditions int64 [P, C], into the shared part of `cache`."""
         ...

@@ -17,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from musicrl.checkpoint import half, load_into, load_tensors, save_tensors
+from musicrl.policies import decoding
+from musicrl.policies.base import Draw
 from musicrl.policies.config import MusicLMConfig
+from musicrl.policies.decoding import DecodingCache
 from musicrl.policies.trunk import Trunk
 
 __all__ = ["MusicLM", "MusicLMConfig"]
@@ -80,8 +83,26 @@ class MusicLM(nn.Module):
         ]
         return -torch.stack(losses, dim=1).view(tokens.shape)
 
+    def new_cache(self, num_prompts: int, samples_per_prompt: int, num_steps: int) -> DecodingCache:
+        """An empty cache for the rows of `num_prompts` x `samples_per_prompt` samples."""
+        return decoding.new_cache(self.trunk, num_prompts, samples_per_prompt, num_steps)
+
+    def prefill(self, conditions: Tensor, cache: DecodingCache) -> None:
+        """Encode the prompts, conditions int64 [P, C], once for all their samples."""
+        decoding.prefill(self.trunk, conditions, cache)
+
+    def step(self, previous: Tensor | None, cache: DecodingCache) -> Tensor:
+        """Hidden state [B, W] of the next frame from the tokens int64 [B, K] of the previous."""
+        return decoding.step(self.trunk, previous, cache)
+
+    def emit(self, hidden: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Draw the K tokens of a frame in turn: tokens and log-probabilities [B, K]."""
+        return decoding.emit(self.trunk, self._heads(), hidden, draw)
+
+    def _heads(self) -> tuple[Tensor, ...]:
+        return torch.split(self.head, list(self.layout.vocab_sizes))
+
     def _stream_logits(self, features: Tensor) -> Iterator[Tensor]:
         """Logits [B, S, V_k] of each stream from features [B, S, K, Wd]."""
-        heads = torch.split(self.head, list(self.layout.vocab_sizes))
-        for feature, head in zip(features.unbind(2), heads, strict=True):
+        for feature, head in zip(features.unbind(2), self._heads(), strict=True):
             yield F.linear(feature, head)

@@ -39,6 +39,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         vocab, W, Wd = config.layout.vocab_sizes, config.width, config.depth_width
+        self.first_rows = (0, *accumulate(vocab[:-1]))
         self.token = nn.Embedding(sum(vocab), W)
         self.start = nn.Parameter(torch.empty(W))
         self.condition = nn.Embedding(config.condition_levels * (config.condition_vocab + 1), W)
@@ -50,16 +51,16 @@ class Trunk(nn.Module):
         self.depth_position = nn.Parameter(torch.empty(len(vocab), Wd))
         self.depth_blocks = nn.ModuleList(_depth_block(config) for _ in range(config.depth_layers))
         self.depth_norm = nn.LayerNorm(Wd, bias=False)
-        self._add_buffers(vocab)
+        self._add_buffers()
         self._init()
 
-    def _add_buffers(self, vocab: tuple[int, ...]) -> None:
+    def _add_buffers(self) -> None:
         config = self.config
         positions = config.condition_levels + config.num_steps
         rows = config.condition_vocab + 1
         buffers = {
             "rotation": rotations(positions, config.width // config.num_heads),
-            "offsets": torch.tensor([0, *accumulate(vocab[:-1])]),
+            "offsets": torch.tensor(self.first_rows),
             "condition_offsets": torch.arange(config.condition_levels) * rows,
         }
         for name, tensor in buffers.items():

@@ -38,3 +38,20 @@ def log_probs(logits: Tensor, config: SamplingConfig) -> Tensor:
         kth = scaled.topk(config.top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(scaled < kth, -torch.inf)
     return torch.log_softmax(scaled, dim=-1)
+
+
+def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
+    """One token per row by inverse CDF: tokens int64 [B] and their log-probabilities float32 [B].
+
+    `logits` [B, V], `uniform` float64 [B] in (0, 1). A token of probability zero is never drawn.
+    Logits that are not finite give a token in range whose log-probability is NaN.
+    """
+    logprobs = log_probs(logits, config)
+    cdf = logprobs.double().exp_().cumsum(dim=-1)
+    total = cdf[:, -1:]
+    # Below the total even when the product rounds up to it, so the search ends on a real rise.
+    target = torch.minimum(
+        uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
+    )
+    tokens = torch.searchsorted(cdf, target, right=True).clamp_(max=logits.shape[-1] - 1)
+    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
