@@ -131,7 +131,9 @@ def _read_parquet(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     if "text" not in columns:
-        raise ValueError(f"{path} has no column 'text'; its columns: {', '.join(columns) or 'none'}")
+        raise ValueError(
+            f"{path} has no column 'text'; its columns: {', '.join(columns) or 'none'}"
+        )
 
 
 def _prompt(path: Path, line: int, row: Mapping[str, str | None]) -> Prompt:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from musicrl.closest import closest
 from musicrl.rewards.base import Reward
-from musicrl.rewards.table import RewardWorld, check_reward_name, make_reward, nearest
+from musicrl.rewards.table import RewardWorld, check_reward_name, make_reward
 from musicrl.types import Clips, Prompt, RewardBatch
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ class RewardConfig:
             raise ValueError("reward weights: at least one reward needs a weight other than 0")
         for name, (lowest, highest) in self.ranges.items():
             if name not in self.weights:
-                raise ValueError(f"reward range {name!r}{nearest(name, self.weights)}")
+                raise ValueError(
+                    f"a range for {name!r}, which has no weight{closest(name, list(self.weights))}"
+                )
             if not lowest < highest:
                 raise ValueError(f"the range of reward {name!r} is empty: {lowest} to {highest}")
 

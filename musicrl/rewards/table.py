@@ -6,12 +6,12 @@ To add a reward, write a file in this folder and a line here; a reward outside t
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
+from musicrl.closest import closest
 from musicrl.embedders.base import JointEmbedder
 from musicrl.rewards.base import Reward
 from musicrl.rewards.text import TextAdherence
@@ -35,18 +35,11 @@ REWARDS: Mapping[str, RewardFactory] = MappingProxyType({"text": _text})
 
 
 def check_reward_name(name: str) -> None:
-    """Raise ValueError, naming the nearest reward, unless `name` is listed or `package.module:Class`."""
+    """Raise ValueError, naming the nearest, unless `name` is listed or `package.module:Class`."""
     module, colon, attribute = name.partition(":")
     if name in REWARDS or (colon and module and attribute):
         return
-    raise ValueError(f"unknown reward {name!r}{nearest(name, REWARDS)}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error sentence: the known name that is closest, or all of them."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(names))}"
+    raise ValueError(f"unknown reward {name!r}{closest(name, list(REWARDS))}")
 
 
 def make_reward(name: str, world: RewardWorld) -> Reward:

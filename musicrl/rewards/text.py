@@ -38,7 +38,7 @@ class TextAdherence:
         scores = np.full(len(prompts), np.nan, np.float32)
         (heard,) = np.nonzero(np.isfinite(audio).all(1) & (loudness(audio) > SILENCE_DBFS))
         if len(heard):
-            texts = self._embed_texts([prompts[i].text for i in heard])
+            texts = self._embed_texts([prompts[i].text for i in heard.tolist()])
             scores[heard] = self._cosines(texts, audio[heard])
         return scores
 
@@ -53,7 +53,8 @@ class TextAdherence:
         windows = split_windows(audio, size)
         B, W, _ = windows.shape
         flat = torch.from_numpy(windows.reshape(B * W, size))
-        sounds = torch.cat([self._embedder.embed_audio(part) for part in flat.split(self._batch)])
+        parts = [flat[i : i + self._batch] for i in range(0, B * W, self._batch)]
+        sounds = torch.cat([self._embedder.embed_audio(part) for part in parts])
         cosines = torch.einsum("bd,bwd->bw", texts.float(), sounds.float().view(B, W, -1))
         scores: NDArray[np.float32] = cosines.mean(1).cpu().numpy()
         return scores
@@ -66,7 +67,7 @@ def split_windows(audio: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     the one before (as the paper's first and last 20 s of 30 s do); a clip shorter than a window is
     padded with silence at its end. Both are this project's choice.
     """
-    B, N = audio.shape
+    _, N = audio.shape
     if size > N:
         return np.pad(audio, ((0, 0), (0, size - N)))[:, None]
     starts = list(range(0, N - size + 1, size))

@@ -1,0 +1,202 @@
+"""`musicrl evaluate`: policies, and folders of audio, on the same held-out prompts in one process.
+
+The base model is always the first row; every other row is paired with it, prompt by prompt. What is
+measured stands in `heldout.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from musicrl.audio import read_wav
+from musicrl.evaluation.heldout import (
+    EVALUATION_STEP,
+    EvaluationChunk,
+    EvaluationResult,
+    differences,
+    divergence,
+    evaluation_chunks,
+    merge,
+    score_chunk,
+)
+from musicrl.evaluation.judges import load_judges
+from musicrl.evaluation.table import difference_table, result_table
+from musicrl.policies.base import Policy
+from musicrl.prompts import SHIPPED, load_prompts
+from musicrl.rewards.base import Reward
+from musicrl.rewards.mix import RewardConfig, RewardMix, make_mix
+from musicrl.rollout import RolloutWorker
+from musicrl.sampler.sampling import SamplingConfig
+from musicrl.types import Clips, Prompt
+from musicrl.world import World
+
+BASE = "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure policies on the fixed held-out prompts."""
+
+    policies: tuple[Path, ...] = ()
+    """Policy files, checkpoints or run folders to compare with the base."""
+    audio: tuple[Path, ...] = ()
+    """Folders with one `<prompt id>.wav` for each held-out prompt, scored as rows of their own."""
+    weights: Path | None = None
+    """Folder of the world (none: the shipped tiny world)."""
+    prompts: int = 160
+    """Held-out prompts; below 160 the gain of a single attribute drowns in noise."""
+    prompts_per_chunk: int = 16
+    """Prompts sampled together; the figures do not depend on it."""
+    seed: int = 0
+    """The same seed gives every policy the same random numbers."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    json: Path | None = None
+    """File that receives the figures and the scores of every prompt."""
+
+    def __post_init__(self) -> None:
+        if self.prompts < 2:
+            raise ValueError(f"prompts must be 2 or more, got {self.prompts}")
+        if self.prompts_per_chunk < 1:
+            raise ValueError(f"prompts_per_chunk must be 1 or more, got {self.prompts_per_chunk}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
+
+def run_evaluation(config: EvaluateConfig, console: Console | None = None) -> dict[str, object]:
+    """Measure every row, print the tables, write the JSON file if asked; what it holds."""
+    console = console or Console()
+    results = evaluate_rows(config)
+    base, others = results[BASE], {k: v for k, v in results.items() if k != BASE}
+    console.print(result_table(results))
+    if others:
+        console.print(difference_table({k: differences(base, v) for k, v in others.items()}))
+    report = to_report(config, results)
+    if config.json is not None:
+        config.json.parent.mkdir(parents=True, exist_ok=True)
+        config.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    return report
+
+
+def evaluate_rows(config: EvaluateConfig) -> dict[str, EvaluationResult]:
+    """The result of the base, of each policy and of each folder of audio, by name."""
+    policies = {str(path): policy_file(path) for path in config.policies}
+    prompts = heldout(config)
+    worlds = {name: World.load(config.weights, file) for name, file in policies.items()}
+    base = World.load(config.weights)
+    mix, judges = make_mix(config.reward, base), load_judges(config.weights)
+    results = {
+        name: evaluate_policy(world, prompts, mix, judges, base=base.policy, config=config)
+        for name, world in {BASE: base, **worlds}.items()
+    }
+    for folder in config.audio:
+        results[str(folder)] = evaluate_audio(folder, prompts, mix, judges, base, config=config)
+    return results
+
+
+def evaluate_policy(
+    world: World,
+    prompts: Sequence[Prompt],
+    mix: RewardMix,
+    judges: Sequence[Reward],
+    *,
+    base: Policy,
+    config: EvaluateConfig,
+) -> EvaluationResult:
+    """Sample one clip of each prompt and score it; the divergence is from `base`."""
+    worker = RolloutWorker(world, config.sampling)
+    scores, divergences = [], []
+    for chunk in _progress(prompts, config):
+        rollouts, clips = worker.generate(
+            chunk.prompts,
+            first_prompt_index=chunk.first,
+            step=EVALUATION_STEP,
+            run_seed=config.seed,
+            samples_per_prompt=1,
+            version=0,
+        )
+        tokens, conditions = (
+            torch.from_numpy(array.astype(np.int64))
+            for array in (rollouts.tokens, rollouts.conditions)
+        )
+        scores.append(score_chunk(chunk, clips, mix, judges))
+        divergences.append(
+            divergence(chunk, world.policy, base, tokens, conditions, config.sampling)
+        )
+    return merge(scores, divergences, world.layout.stream_names)
+
+
+def evaluate_audio(
+    folder: Path,
+    prompts: Sequence[Prompt],
+    mix: RewardMix,
+    judges: Sequence[Reward],
+    world: World,
+    *,
+    config: EvaluateConfig,
+) -> EvaluationResult:
+    """Score `<prompt id>.wav` of each prompt, at the length of the world's clips.
+
+    Raises FileNotFoundError or ValueError naming the file that is missing or unreadable.
+    """
+    scores = []
+    for chunk in _progress(prompts, config):
+        files = [folder / f"{prompt.id}.wav" for prompt in chunk.prompts]
+        scores.append(score_chunk(chunk, read_clips(files, world), mix, judges))
+    return merge(scores)
+
+
+def read_clips(files: Sequence[Path], world: World) -> Clips:
+    """Files as clips of the world's rate and length; longer ones are cut, shorter ones padded."""
+    size = round(world.clip_seconds * world.sample_rate)
+    audio = [read_wav(file, sample_rate=world.sample_rate)[:size] for file in files]
+    padded = np.stack([np.pad(clip, (0, size - len(clip))) for clip in audio])
+    return Clips(audio=padded, sample_rate=world.sample_rate)
+
+
+def heldout(config: EvaluateConfig) -> tuple[Prompt, ...]:
+    """The first held-out prompts of the world. Raises ValueError when there are too few."""
+    path = SHIPPED if config.weights is None else config.weights / "prompts.parquet"
+    prompts = load_prompts(path, split="heldout")
+    if len(prompts) < config.prompts:
+        raise ValueError(f"prompts is {config.prompts}, but {path} holds only {len(prompts)}")
+    return prompts[: config.prompts]
+
+
+def policy_file(path: Path) -> Path:
+    """The policy of a file, of a checkpoint folder, or of a run's newest checkpoint."""
+    checkpoints = sorted((path / "checkpoints").glob("step_*/policy.safetensors"))
+    found = [path, path / "policy.safetensors", *reversed(checkpoints)]
+    for file in found:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"no policy at {path}: neither a file, nor a checkpoint, nor a run")
+
+
+def to_report(config: EvaluateConfig, results: dict[str, EvaluationResult]) -> dict[str, object]:
+    """What the JSON file holds."""
+    base = results[BASE]
+    return {
+        "seed": config.seed,
+        "temperature": config.sampling.temperature,
+        "top_k": config.sampling.top_k,
+        "rows": {name: result.to_json() for name, result in results.items()},
+        "differences": {
+            name: {key: change.to_json() for key, change in differences(base, result).items()}
+            for name, result in results.items()
+            if name != BASE
+        },
+    }
+
+
+def _progress(prompts: Sequence[Prompt], config: EvaluateConfig) -> Iterable[EvaluationChunk]:
+    chunks = evaluation_chunks(prompts, config.prompts_per_chunk)
+    return track(chunks, description="evaluating", transient=True)

@@ -1,0 +1,142 @@
+"""Judges: scores of clips by models that no policy is ever rewarded with.
+
+One is a published music tagger, asked whether it hears what the caption asks for rather than the
+alternatives; the other a joint embedding of other seed and front end than the rewarded one. Both
+have the signature of a reward, and neither is in the table of rewards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from musicrl.audio import resample
+from musicrl.embedders.mulan import MuLan
+from musicrl.evaluation.musicnn import SAMPLE_RATE, TAGS, WEIGHTS, Tagger
+from musicrl.prompts import attribute
+from musicrl.rewards.base import Reward
+from musicrl.rewards.text import TextAdherence
+from musicrl.types import Clips, Prompt
+
+TINY = Path(__file__).parent.parent / "data" / "tiny"
+CALIBRATION = WEIGHTS.with_name("calibration.json")
+TAGS_OF: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "instrument": {
+        "piano": ("piano",),
+        "harpsichord": ("harpsichord",),
+        "acoustic guitar": ("guitar",),
+        "electric guitar": ("guitar", "rock"),
+        "cello": ("cello", "strings"),
+        "harp": ("harp",),
+        "choir": ("choir", "choral"),
+        "flute": ("flute",),
+    },
+    "tempo": {"slow": ("slow",), "fast": ("fast",)},
+    "loudness": {"soft": ("soft", "quiet"), "loud": ("loud",)},
+}
+"""Tags implied by the values of an attribute. A value that is not listed (an organ, a moderate
+tempo) has no tag among the 50, and clips that ask for it have no score."""
+
+
+class TagScores:
+    """Standard scores of the tags of clips: log-odds against their spread over real clips.
+
+    The latest clips are remembered, so that several judges hear them once.
+    """
+
+    def __init__(self, tagger: Tagger, *, batch: int = 16) -> None:
+        self._tagger = tagger
+        self._batch = batch
+        self._mean, self._deviation = read_calibration(CALIBRATION)
+        self._latest: tuple[Clips, NDArray[np.float64]] | None = None
+
+    def __call__(self, clips: Clips) -> NDArray[np.float64]:
+        """float64 [B, 50]; NaN for clips that are not finite."""
+        if self._latest is None or self._latest[0] is not clips:
+            self._latest = clips, self._hear(clips)
+        return self._latest[1]
+
+    def _hear(self, clips: Clips) -> NDArray[np.float64]:
+        audio = resample(clips.audio, clips.sample_rate, SAMPLE_RATE)
+        finite = np.isfinite(audio).all(1, keepdims=True)
+        heard = torch.tensor(np.where(finite, audio, 0))
+        parts = [heard[i : i + self._batch] for i in range(0, len(heard), self._batch)]
+        tags = torch.cat([self._tagger(part) for part in parts])
+        log_odds: NDArray[np.float64] = torch.logit(tags.double(), eps=1e-9).numpy()
+        scores = (log_odds - self._mean) / self._deviation
+        return np.where(finite, scores, np.nan)
+
+
+class TagJudge:
+    """Does the tagger hear what was asked for rather than its alternatives?
+
+    For each attribute that the caption asks for: the mean standard score of the tags it implies,
+    minus the mean over the tags of the attribute's other values; then the mean over `attributes`.
+    0 is indifference; NaN where the caption implies no tag.
+    """
+
+    def __init__(self, scores: TagScores, *, name: str, attributes: Sequence[str]) -> None:
+        self.name = name
+        self._scores = scores
+        self._attributes = tuple(attributes)
+
+    def __call__(self, prompts: Sequence[Prompt], clips: Clips) -> NDArray[np.float32]:
+        """float32 [B]."""
+        scores = self._scores(clips)
+        pairs = zip(prompts, scores, strict=True)
+        return np.array([self._adherence(prompt, row) for prompt, row in pairs], np.float32)
+
+    def _adherence(self, prompt: Prompt, scores: NDArray[np.float64]) -> float:
+        asked = [(name, asked_value(prompt, name)) for name in self._attributes]
+        found = [contrast(scores, name, value) for name, value in asked if value is not None]
+        return float(np.mean(found)) if found else float("nan")
+
+
+def contrast(scores: NDArray[np.float64], name: str, value: str) -> float:
+    """Mean of scores [50] over the tags of `value`, minus the mean over the attribute's others."""
+    values = TAGS_OF[name]
+    own = set(values[value])
+    others = {tag for tags in values.values() for tag in tags} - own
+    return _mean(scores, own) - _mean(scores, others)
+
+
+def asked_value(prompt: Prompt, name: str) -> str | None:
+    """The value of an attribute that a prompt asks for and tags can tell; a prompt without known
+    attributes is searched for the value's own words."""
+    values = TAGS_OF[name]
+    if prompt.attributes:
+        known = attribute(prompt, name)
+        return known if known in values else None
+    said = [value for value in values if re.search(rf"\b{value}\b", prompt.text.lower())]
+    return said[0] if len(said) == 1 else None
+
+
+def load_judges(weights: Path | None = None) -> tuple[Reward, ...]:
+    """The judges of a world's folder (none: the shipped tiny world).
+
+    Raises FileNotFoundError or ValueError naming the file when one cannot be read.
+    """
+    scores = TagScores(Tagger())
+    model = MuLan.from_file((weights or TINY) / "judge.safetensors", kind="judge")
+    return (
+        TextAdherence(model, name="embedding"),
+        TagJudge(scores, name="tagger", attributes=tuple(TAGS_OF)),
+        *(TagJudge(scores, name=f"tagger-{name}", attributes=(name,)) for name in TAGS_OF),
+    )
+
+
+def read_calibration(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation, float64 [50] each, of the log-odds of `TAGS` on real clips."""
+    tags = json.loads(path.read_text(encoding="utf-8"))["tags"]
+    table = np.array([tags[tag] for tag in TAGS], np.float64)
+    return table[:, 0], table[:, 1]
+
+
+def _mean(scores: NDArray[np.float64], tags: set[str]) -> float:
+    return float(scores[[TAGS.index(tag) for tag in sorted(tags)]].mean())
