@@ -1,0 +1,103 @@
+"""Flat weights: round trip, aliasing, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from musicrl.policies.flat import apply, digest, flatten
+
+
+class Net(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, width)
+        self.norm = nn.LayerNorm(width)
+
+
+def make_module(seed: int, width: int = 3) -> Net:
+    torch.manual_seed(seed)
+    return Net(width)
+
+
+def test_flat_buffer_is_the_tensors_in_order() -> None:
+    module = make_module(0)
+    weights = flatten(module, version=7)
+    assert weights.version == 7
+    assert weights.index[:2] == (("linear.weight", (3, 2)), ("linear.bias", (3,)))
+    assert weights.flat[:6].tolist() == module.linear.weight.flatten().tolist()
+    assert weights.flat[6:9].tolist() == module.linear.bias.tolist()
+    assert weights.flat.shape == (6 + 3 + 3 + 3,)
+
+
+def test_round_trip_copies_exactly_into_the_same_parameters() -> None:
+    source, target = make_module(0), make_module(1)
+    parameter = target.linear.weight
+    weights = flatten(source, version=1)
+    weights.flat.flags.writeable = False
+    apply(target, weights)
+    assert target.linear.weight is parameter
+    for mine, theirs in zip(source.parameters(), target.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert theirs.requires_grad
+
+
+def test_neither_direction_aliases() -> None:
+    source, target = make_module(0), make_module(1)
+    weights = flatten(source, version=1)
+    before = weights.flat.copy()
+    apply(target, weights)
+    with torch.no_grad():
+        source.linear.weight.add_(1)
+        target.linear.weight.add_(2)
+    assert np.array_equal(weights.flat, before)
+
+
+def test_flipped_bit_is_refused_and_nothing_is_applied() -> None:
+    target = make_module(1)
+    before = target.linear.weight.clone()
+    weights = flatten(make_module(0), version=3)
+    weights.flat[4] = np.nextafter(weights.flat[4], np.float32(9))
+    with pytest.raises(ValueError, match="version 3 do not match their digest"):
+        apply(target, weights)
+    assert torch.equal(target.linear.weight, before)
+
+
+def test_shape_mismatch_names_the_tensor_and_applies_nothing() -> None:
+    target = make_module(1)
+    before = [p.clone() for p in target.parameters()]
+    with pytest.raises(
+        ValueError, match=r"tensor 'linear.weight' has shape \(4, 2\), expected \(3, 2\)"
+    ):
+        apply(target, flatten(make_module(0, width=4), version=1))
+    assert all(torch.equal(a, b) for a, b in zip(before, target.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "sentence"),
+    [
+        (nn.Linear(2, 2, bias=False), nn.Linear(2, 2), "lack the tensor 'bias'"),
+        (nn.Linear(2, 2), nn.Linear(2, 2, bias=False), "hold an unknown tensor 'bias'"),
+    ],
+)
+def test_name_mismatch_names_the_tensor(
+    source: nn.Module, target: nn.Module, sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        apply(target, flatten(source, version=1))
+
+
+def test_short_buffer_is_refused() -> None:
+    weights = flatten(make_module(0), version=1)
+    cut = weights.flat[:-1].copy()
+    with pytest.raises(ValueError, match="its index 15 float32 numbers"):
+        apply(make_module(1), replace(weights, flat=cut, digest=digest(cut)))
+
+
+def test_other_precision_is_refused_when_flattened() -> None:
+    with pytest.raises(ValueError, match=r"'linear.weight' is torch.float16"):
+        flatten(make_module(0).half(), version=1)
