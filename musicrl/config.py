@@ -13,9 +13,10 @@ from pathlib import Path
 
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.check import check_settings
+from musicrl.closest import closest
 from musicrl.rewards.mix import RewardConfig
 from musicrl.sampler.sampling import SamplingConfig
-from musicrl.settings import build, closest, merge, read_flags, read_yaml, to_tree, to_yaml
+from musicrl.settings import build, merge, read_flags, read_yaml, to_tree, to_yaml
 from musicrl.update import UpdateConfig
 
 PRESETS = Path(__file__).parent / "presets"

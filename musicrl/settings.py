@@ -89,8 +89,8 @@ def build(schema: type[Schema], tree: Tree, *, origin: str) -> Schema:
         Path: _as_path,
     }
     try:
-        config = dacite.Config(strict=True, cast=[tuple], type_hooks=hooks)
-        return dacite.from_dict(schema, tree, config)
+        config = dacite.Config(strict=True, type_hooks=hooks)
+        return dacite.from_dict(schema, _frozen(tree), config)
     except dacite.MissingValueError as fault:
         raise ValueError(f"{origin}: {fault.field_path} is missing") from fault
     except dacite.WrongTypeError as fault:
@@ -150,12 +150,6 @@ def describe_type(hint: Any) -> str:
     if is_dataclass(hint):
         return "a mapping of settings"
     return "a list"
-
-
-def closest(name: str, known: Sequence[str]) -> str:
-    """Ends a refusal: ' (nearest: X)', or ' (known: ...)' where nothing is near."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" (nearest: {match[0]})" if match else f" (known: {', '.join(known)})"
 
 
 def _unknown_keys(schema: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -239,6 +233,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
+
+
+def _frozen(value: Any) -> Any:
+    """YAML's lists as tuples: dataclasses of settings hold nothing that changes."""
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _is_union(hint: Any) -> bool:
