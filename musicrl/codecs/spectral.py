@@ -34,7 +34,11 @@ class SpectralCodecConfig:
     """Principal components kept."""
     num_codebooks: int = 6
     vocab_size: int = 512
-    griffin_lim_steps: int = 12
+    griffin_lim_steps: int = 4
+
+
+MOMENTUM = 0.99
+"""Of the fast Griffin-Lim iteration (Perraudin et al. 2013)."""
 
 
 class SpectralCodec(nn.Module):
@@ -84,7 +88,7 @@ class SpectralCodec(nn.Module):
         Raises ValueError when N is not a positive multiple of `frame_size`.
         """
         B, N = audio.shape
-        if N < self.config.fft_size or N % self.frame_size:
+        if self.config.fft_size > N or N % self.frame_size:
             raise ValueError(f"audio of {N} samples is not a multiple of {self.frame_size}")
         spectra = self._stft(audio).abs()[:, : self.config.fft_size // 2, :-1]
         compressed = spectra.pow(self.config.exponent).transpose(1, 2)
@@ -109,9 +113,10 @@ class SpectralCodec(nn.Module):
         previous = torch.zeros_like(estimate)
         for _ in range(self.config.griffin_lim_steps):
             rebuilt = self._stft(self._istft(estimate))
-            leaped = rebuilt + 0.99 * (rebuilt - previous)
+            leaped = rebuilt.lerp(previous, -MOMENTUM)
             previous = rebuilt
-            estimate = magnitudes * leaped / leaped.abs().clamp(min=1e-8)
+            parts = torch.view_as_real(leaped)
+            estimate = leaped * (magnitudes * (parts.square().sum(-1) + 1e-16).rsqrt())
         return self._istft(estimate).clamp(-1, 1)
 
     def _stft(self, audio: Tensor) -> Tensor:
@@ -143,23 +148,27 @@ def initial_phases(magnitudes: Tensor, config: SpectralCodecConfig) -> Tensor:
     Single-pass spectrogram inversion (Beauregard, Harish and Wyse 2015): a peak's frequency by
     parabolic interpolation, its phase advanced by one hop a spectrum; bins around it follow it.
     """
-    bins = magnitudes.shape[1]
-    left = torch.nn.functional.pad(magnitudes, (0, 0, 1, 0))[:, :bins]
-    right = torch.nn.functional.pad(magnitudes, (0, 0, 0, 1))[:, 1:]
-    curve = (left - 2 * magnitudes + right).clamp(max=-1e-9)
-    offset = (0.5 * (left - right) / curve).clamp(-0.5, 0.5)
-    is_peak = (magnitudes > left) & (magnitudes >= right)
-    index = torch.arange(bins, device=magnitudes.device)[None, :, None].expand_as(magnitudes)
-    frequency = _of_nearest_peak(index + offset, is_peak, index)
-    advance = 2 * torch.pi * config.hop_size / config.fft_size * frequency
-    return torch.cumsum(advance, dim=2) + torch.pi * (index % 2)
+    frames = magnitudes.transpose(1, 2).contiguous()
+    bins = frames.shape[2]
+    padded = torch.nn.functional.pad(frames, (1, 1))
+    left, right = padded[..., :-2], padded[..., 2:]
+    curve = (left - 2 * frames + right).clamp(max=-1e-9)
+    index = torch.arange(bins, device=frames.device)
+    frequency = ((left - right) / curve * 0.5).clamp(-0.5, 0.5) + index
+    is_peak = (frames > left) & (frames >= right)
+    advance = frequency.gather(2, _nearest_peak(is_peak))
+    advance *= 2 * torch.pi * config.hop_size / config.fft_size
+    phases = advance.cumsum(dim=1) + torch.pi * (index % 2)
+    return phases.transpose(1, 2)
 
 
-def _of_nearest_peak(values: Tensor, is_peak: Tensor, index: Tensor) -> Tensor:
-    """`values` at the peak nearest to each bin (ties: the lower one; no peak: its own)."""
-    bins = values.shape[1]
-    below = torch.where(is_peak, index, -bins).cummax(dim=1).values
-    above = torch.where(is_peak, index, 3 * bins).flip(1).cummin(dim=1).values.flip(1)
+def _nearest_peak(is_peak: Tensor) -> Tensor:
+    """Index int64 of the peak nearest to each bin of the last axis (ties: the lower one; no peak:
+    the bin itself)."""
+    bins = is_peak.shape[-1]
+    index = torch.arange(bins, dtype=torch.int16, device=is_peak.device)
+    below = torch.where(is_peak, index, -bins).cummax(dim=-1).values
+    mirrored = torch.where(is_peak.flip(-1), index, -bins).cummax(dim=-1).values
+    above = bins - 1 - mirrored.flip(-1)
     chosen = torch.where(index - below <= above - index, below, above)
-    chosen = torch.where((chosen >= 0) & (chosen < bins), chosen, index)
-    return values.gather(1, chosen)
+    return torch.where((chosen >= 0) & (chosen < bins), chosen, index).long()

@@ -141,16 +141,22 @@ class MuLan(nn.Module):
         """The same from log-mel [B, bands, frames]."""
         return F.normalize(F.normalize(self.audio(mel), dim=-1) - self.audio_mean, dim=-1)
 
-    def embed_clip(self, audio: Tensor, *, stride_seconds: float = 0.5) -> Tensor:
+    def embed_windows(self, audio: Tensor, *, stride_seconds: float = 0.5) -> Tensor:
+        """Long audio [B, N] to the embeddings float32 [B, M, D] of its strided windows."""
+        mel = self.front(audio)
+        rate = self.sample_rate / self.config.hop_size
+        size, stride = round(self.window_seconds * rate), round(stride_seconds * rate)
+        windows = mel.unfold(2, size, stride).transpose(1, 2)
+        B, M = windows.shape[:2]
+        return self.embed_mel(windows.flatten(0, 1)).view(B, M, -1)
+
+    def embed_clip(self, audio: Tensor) -> Tensor:
         """Long audio [B, N] to float32 [B, D]: the normalised mean over strided windows.
 
         As MusicLM conditions (section 3.1: 10 s windows, 1 s stride, averaged embeddings). Not the
         reward, which averages scores.
         """
-        stride = round(stride_seconds * self.sample_rate)
-        windows = audio.unfold(1, self.window_size, stride)
-        B, M, _ = windows.shape
-        return F.normalize(self.embed_audio(windows.flatten(0, 1)).view(B, M, -1).mean(1), dim=-1)
+        return F.normalize(self.embed_windows(audio).mean(1), dim=-1)
 
     @torch.no_grad()
     def condition(self, texts: Sequence[str]) -> Tensor:

@@ -42,7 +42,9 @@ class TextTower(nn.Module):
             list(vectors.split(lengths.tolist())), batch_first=True
         )
         is_pad = (torch.arange(padded.shape[1])[None] >= lengths[:, None]).to(device)
-        hidden = self.layers(padded + self.positions[: padded.shape[1]], src_key_padding_mask=is_pad)
+        hidden = self.layers(
+            padded + self.positions[: padded.shape[1]], src_key_padding_mask=is_pad
+        )
         summed = hidden.masked_fill(is_pad[..., None], 0).sum(1)
         return self.out(summed / lengths[:, None].to(device))
 

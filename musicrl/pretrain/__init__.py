@@ -1,0 +1,30 @@
+"""Building a world: the stages of `musicrl pretrain`, in the order in which they need each other.
+
+Each stage is a frozen configuration and a function of it that writes its file atomically, resumes
+what was stopped and returns its figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from musicrl.pretrain.codec import CodecStageConfig, fit_codec
+from musicrl.pretrain.corpus import CorpusConfig, build_corpus
+from musicrl.pretrain.embedder import EmbedderStageConfig, JudgeStageConfig, train_embedder
+from musicrl.pretrain.policy import PolicyStageConfig, train_policy
+from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
+from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
+from musicrl.pretrain.world import WorldConfig, build_world
+
+STAGES: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, float]]]] = {
+    "corpus": (CorpusConfig, build_corpus),
+    "world": (WorldConfig, build_world),
+    "prompts": (PromptStageConfig, write_prompts),
+    "codec": (CodecStageConfig, fit_codec),
+    "embedder": (EmbedderStageConfig, train_embedder),
+    "judge": (JudgeStageConfig, train_embedder),
+    "semantic": (SemanticStageConfig, fit_semantic),
+    "policy": (PolicyStageConfig, train_policy),
+}
+"""Stage name to (configuration, function). `corpus` is needed only to rebuild the note table."""

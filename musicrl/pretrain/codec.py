@@ -100,7 +100,8 @@ def _chroma_correlation(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
     distance = (pitch[None] - torch.arange(12)[:, None] + 6) % 12 - 6
     weights = torch.exp(-0.5 * (distance / 0.3) ** 2) * ((frequency > 100) & (frequency < 2100))
     chroma = [
-        weights @ torch.stft(x, size, hop, window=window, return_complex=True).abs()[:, 1 : size // 2]
+        weights
+        @ torch.stft(x, size, hop, window=window, return_complex=True).abs()[:, 1 : size // 2]
         for x in (a, b)
     ]
     sounding = chroma[0].sum(1) > 0.03 * chroma[0].sum(1).amax(1, keepdim=True)

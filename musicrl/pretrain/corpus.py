@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,24 @@ SCHEMA = pa.schema(
 """Onsets and durations in ticks (1/48 quarter note), pitch in MIDI numbers, part 0 = top."""
 
 
-def build_note_table(path: Path, *, processes: int = 2) -> int:
-    """Parse every source of the installed music21 corpus and write the note table to `path`.
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Parsing of the scores; needs music21 (`pip install "musicrl[corpus]"`)."""
+
+    notes: Path = Path("worlds/notes.parquet")
+    """Note table to write."""
+    processes: int = 2
+
+
+def build_corpus(config: CorpusConfig) -> dict[str, float]:
+    """Parse every source of the installed music21 corpus and write the note table.
 
     Returns the number of pieces. Raises ImportError when music21 is not installed.
     """
+    path = config.notes
     jobs = list(corpus_files())
     rows: list[dict[str, Any]] = []
-    with get_context("fork").Pool(processes) as pool:
+    with get_context("fork").Pool(config.processes) as pool:
         for parsed in track(
             pool.imap_unordered(_parse_file, jobs), description="parsing scores", total=len(jobs)
         ):
@@ -114,7 +125,7 @@ def build_note_table(path: Path, *, processes: int = 2) -> int:
     partial = path.with_suffix(".partial")
     pq.write_table(table, partial, compression="zstd", compression_level=19)
     partial.replace(path)
-    return len(rows)
+    return {"pieces": float(len(rows))}
 
 
 def corpus_files() -> Iterator[tuple[str, str]]:
@@ -134,7 +145,7 @@ def _parse_file(job: tuple[str, str]) -> list[dict[str, Any]]:
     name, path = job
     try:
         work = converter.parse(path, forceSource=True)
-    except Exception as fault:  # music21 raises many types; a piece it cannot read is left out
+    except Exception as fault:  # noqa: BLE001  (music21 raises many types; the piece is left out)
         print(f"left out {Path(path).name}: {fault!r}"[:120])
         return []
     scores = list(work.scores) if "Opus" in work.classes else [work]
@@ -231,4 +242,4 @@ def _tune_keys(row: dict[str, Any]) -> Iterator[str]:
     if row["source"] != "bach" and len(title) >= 5:
         yield "title:" + title
     top = [p for part, p in zip(row["part"], row["pitch"], strict=True) if part == 0][:12]
-    yield "notes:" + ",".join(str(b - a) for a, b in zip(top, top[1:], strict=False))
+    yield "notes:" + ",".join(str(b - a) for a, b in pairwise(top))

@@ -158,7 +158,9 @@ def measure_embedder(model: MuLan, data: WorldData, *, clips: int = 256) -> dict
     rank = (scores > scores.diagonal()[:, None]).sum(1)
     facts = {
         "cosine/matched": float(scores.diagonal().mean()),
-        "cosine/mismatched": float((scores.sum() - scores.diagonal().sum()) / (scores.numel() - len(scores))),
+        "cosine/mismatched": float(
+            (scores.sum() - scores.diagonal().sum()) / (scores.numel() - len(scores))
+        ),
         "recall_at_10": float((rank < 10).float().mean()),
     }
     choices = {

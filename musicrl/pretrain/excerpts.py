@@ -152,9 +152,7 @@ def _arrange(piece: Piece, seconds: float, rng: Random) -> Excerpt | None:
 _MELODY_TEXTURES = ("solo", "solo", "drone", "chords", "drums")
 
 
-def _window(
-    piece: Piece, tempo: str, seconds: float, rng: Random
-) -> tuple[int, float] | None:
+def _window(piece: Piece, tempo: str, seconds: float, rng: Random) -> tuple[int, float] | None:
     """(first tick, ticks per second) of a window whose melody has the wanted onset rate."""
     top = piece.parts[0]
     onsets = [onset for onset, _, _ in top]

@@ -20,8 +20,6 @@ from musicrl.embedders.mulan import MuLan
 from musicrl.layout import FrameLayout
 from musicrl.pretrain.world import WorldData
 
-WINDOW_STRIDE_SECONDS = 0.5
-
 
 class TokenData:
     """Grids int16 [clips, S, K] and window embeddings float16 [clips, M, D] of one split."""
@@ -58,7 +56,6 @@ def tokenise(weights: Path, data: WorldData, layout: FrameLayout) -> tuple[Tenso
     codec = SpectralCodec.from_file(weights / "codec.safetensors")
     embedder = MuLan.from_file(weights / "embedder.safetensors")
     semantic = SemanticTokenizer.from_file(weights / "semantic.safetensors")
-    stride = round(WINDOW_STRIDE_SECONDS * data.sample_rate)
     grids, windows = [], []
     batches = np.array_split(np.arange(len(data)), -(-len(data) // 32))
     for batch in track(batches, description="tokenising"):
@@ -66,7 +63,5 @@ def tokenise(weights: Path, data: WorldData, layout: FrameLayout) -> tuple[Tenso
         codes = codec.encode(audio)[:, : layout.coarse_levels]
         grid = layout.interleave(semantic.encode(audio, embedder).numpy(), codes.numpy())
         grids.append(torch.from_numpy(grid))
-        pieces = audio.unfold(1, embedder.window_size, stride)
-        vectors = embedder.embed_audio(pieces.flatten(0, 1))
-        windows.append(vectors.view(*pieces.shape[:2], -1).half())
+        windows.append(embedder.embed_windows(audio).half())
     return torch.cat(grids), torch.cat(windows)

@@ -58,7 +58,8 @@ def build_world(config: WorldConfig) -> dict[str, float]:
     soundfont = find_soundfont(config.soundfont)
     _claim(config)
     pieces = load_pieces(config.notes)
-    counts = dict(zip(SPLITS, (config.train_clips, config.validation_clips, config.test_clips)))
+    sizes = (config.train_clips, config.validation_clips, config.test_clips)
+    counts = dict(zip(SPLITS, sizes, strict=True))
     for split, count in counts.items():
         plan = plan_excerpts(
             pieces, split=split, count=count, seconds=config.clip_seconds, seed=config.seed
@@ -117,9 +118,7 @@ def _render_split(
 
 def _render_shard(job: tuple[WorldConfig, Path, Path, list[Excerpt]]) -> None:
     config, soundfont, path, excerpts = job
-    renderer = Renderer(
-        soundfont, sample_rate=config.sample_rate, seconds=config.clip_seconds
-    )
+    renderer = Renderer(soundfont, sample_rate=config.sample_rate, seconds=config.clip_seconds)
     audio = np.stack([renderer.render(excerpt) for excerpt in excerpts])
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
@@ -142,7 +141,9 @@ class WorldData:
         shards = sorted((folder / f"audio-{split}").glob("*.npy"))
         self._shards = [np.load(path, mmap_mode="r") for path in shards]
         if sum(len(shard) for shard in self._shards) != len(self.attributes):
-            raise ValueError(f"{folder}: {split} is not rendered whole: run `musicrl pretrain world`")
+            raise ValueError(
+                f"{folder}: {split} is not rendered whole: run `musicrl pretrain world`"
+            )
         self._shard_clips = len(self._shards[0])
 
     def __len__(self) -> int:
