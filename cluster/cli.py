@@ -48,6 +48,12 @@ def _evaluate(args: Sequence[str]) -> None:
     evaluate(args)
 
 
+def _spread(args: Sequence[str]) -> None:
+    from cluster.commands.evaluate import spread
+
+    spread(args)
+
+
 def _pretrain(args: Sequence[str]) -> None:
     from cluster.commands.pretrain import pretrain
 
@@ -72,7 +78,8 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "solo": (_solo, "train in this one process, without Ray"),
         "sample": (_sample, 'make wav files: "text" ... [--out DIR] [--count N]'),
         "score": (_score, 'score audio files against a text: "text" file.wav ...'),
-        "evaluate": (_evaluate, "measure policies on the held-out prompts"),
+        "evaluate": (_evaluate, "measure policies on the held-out prompts: [policy or run ...]"),
+        "spread": (_spread, "put finished runs beside each other: runs/a runs/b ..."),
         "pretrain": (_pretrain, "build a world: STAGE [file.yaml] [--field value]"),
         "bench": (_bench, "time the loop at several staleness budgets"),
         "config": (_config, "print the resolved configuration as YAML"),

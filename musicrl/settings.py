@@ -205,16 +205,18 @@ def _find(name: str, known: Mapping[str, Any]) -> tuple[list[str], Any]:
 
 
 def _parse(raw: str, hint: Any, name: str) -> Any:
-    """A word of the command line as YAML would read it; text, paths and choices as they stand."""
+    """A word of the command line as YAML would read it; text, paths and choices as they stand,
+    and one item for a list of one."""
     parts = get_args(hint) if _is_union(hint) else (hint,)
     if types.NoneType in parts and raw.lower() in ("null", "none"):
         return None
     if any(part in (str, Path) or get_origin(part) is Literal for part in parts):
         return raw
     try:
-        return yaml.load(raw, Loader=_Loader)
+        value = yaml.load(raw, Loader=_Loader)
     except (ValueError, yaml.YAMLError) as fault:
         raise ValueError(f"--{name} is {raw!r}, expected {describe_type(hint)}") from fault
+    return value if get_origin(hint) is not tuple or isinstance(value, list) else [value]
 
 
 def _put(tree: Tree, keys: Sequence[str], value: Any) -> None:

@@ -135,6 +135,7 @@ def test_flags_reach_every_kind_of_setting() -> None:
         "spare": None,
         "name": "12",
     }
+    assert read_flags(Train, ["--engine.gears", "7"]) == {"engine": {"gears": [7]}}
     assert read_flags(Train, ["--no-is-late"]) == {"is_late": False}
 
 

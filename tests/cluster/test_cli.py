@@ -15,6 +15,10 @@ from musicrl.config import load_config
 from musicrl.world import SHIPPED
 
 ROOT = Path(__file__).parent.parent.parent
+NO_POLICY = "no policy at no/run: neither a file, nor a checkpoint, nor a run"
+PRETRAIN = (
+    "pretrain needs a stage: corpus, world, prompts, codec, embedder, judge, semantic, policy"
+)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -58,6 +62,10 @@ def test_a_typo_on_the_command_line(verb: str, capsys: pytest.CaptureFixture[str
         (["train", "a", "b"], "musicrl train takes one preset or file, got a b"),
         (["pretrain", "codecs"], "unknown stage 'codecs' (nearest: codec)"),
         (["pretrain", "codec", "--step", "3"], "unknown option --step (nearest: --steps)"),
+        (["pretrain"], PRETRAIN),
+        (["evaluate", "--prompts", "1"], "command line: prompts must be 2 or more, got 1"),
+        (["evaluate", "no/run"], NO_POLICY),
+        (["spread", "no/run"], "no summary at no/run"),
         (["sample"], 'sample needs a text, as in: musicrl sample "a slow fiddle tune"'),
         (["sample", "a tune", "--counts", "3"], "unknown option --counts (nearest: --count)"),
         (["sample", "a tune", "--count", "0"], "command line: count must be 1 or more, got 0"),
