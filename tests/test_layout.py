@@ -1,0 +1,53 @@
+"""The frame layout: interleaving and its inverse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musicrl.layout import FrameLayout
+
+TINY = FrameLayout(semantic_vocab=256, coarse_vocab=512, coarse_levels=2, codec_frames_per_step=2)
+
+
+def test_streams_are_semantic_then_time_major_level_minor() -> None:
+    assert TINY.stream_names == ("semantic", "coarse1.0", "coarse2.0", "coarse1.1", "coarse2.1")
+    assert TINY.vocab_sizes == (256, 512, 512, 512, 512)
+    assert (TINY.num_streams, TINY.vocab_size) == (5, 512)
+
+
+def test_interleave_by_hand() -> None:
+    semantic = np.array([[1, 2]])
+    codes = np.array([[[10, 11, 12, 13], [20, 21, 22, 23]]])
+    grid = TINY.interleave(semantic, codes)
+    assert grid.dtype == np.int16
+    assert grid.tolist() == [[[1, 10, 20, 11, 21], [2, 12, 22, 13, 23]]]
+
+
+@given(
+    data=st.data(),
+    B=st.integers(1, 3),
+    S=st.integers(1, 4),
+    levels=st.integers(1, 3),
+    frames=st.integers(1, 3),
+)
+def test_round_trip(data: st.DataObject, B: int, S: int, levels: int, frames: int) -> None:
+    layout = FrameLayout(
+        semantic_vocab=7, coarse_vocab=9, coarse_levels=levels, codec_frames_per_step=frames
+    )
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    semantic = rng.integers(0, 7, (B, S)).astype(np.int16)
+    codes = rng.integers(0, 9, (B, levels, S * frames)).astype(np.int16)
+    grid = layout.interleave(semantic, codes)
+    assert grid.shape == (B, S, layout.num_streams)
+    assert len(layout.stream_names) == len(layout.vocab_sizes) == layout.num_streams
+    assert np.array_equal(layout.to_semantic(grid), semantic)
+    assert np.array_equal(layout.to_codes(grid), codes)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (1, 1, 4), (1, 3, 4), (1, 2, 5)])
+def test_codes_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=f"codes of {shape[1]} levels x {shape[2]} frames"):
+        TINY.interleave(np.zeros((1, 2), int), np.zeros(shape, int))
