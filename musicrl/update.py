@@ -74,6 +74,9 @@ class UpdateConfig:
         for name, amount in amounts.items():
             if not amount >= 0:
                 raise ValueError(f"update: {name} must not be negative, got {amount}")
+        for name, beta in {"adam_beta1": self.adam_beta1, "adam_beta2": self.adam_beta2}.items():
+            if not 0 <= beta < 1:
+                raise ValueError(f"update: {name} must be in [0, 1), got {beta}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"update: max_grad_norm must be above 0, got {self.max_grad_norm}")
 
@@ -122,6 +125,7 @@ class PolicyUpdate:
         self._reference = self._frozen(policy if reference is None else reference)
         self._optimizer = Optimizer(policy, config.adam(config.learning_rate))
         self._value: nn.Module | None = None
+        self._value_offset: float | None = None  # mean return of the first update
         if algorithm.needs_value:
             self._value = (ValueNetwork.from_policy(policy) if value is None else value).eval()
             rate = config.value_learning_rate
@@ -167,7 +171,9 @@ class PolicyUpdate:
     def _train(self, batch: Batch) -> dict[str, float]:
         if self.algorithm.needs_reference_tokens:
             batch = replace(batch, reference_logprobs=self._reference_tokens(batch))
-        step = _Step(is_held=self.version < self.config.value_warmup_steps)
+        is_held = self.version < self.config.value_warmup_steps
+        rate = 0.0 if is_held else self._optimizer.learning_rate
+        step = _Step(is_held=is_held, learning_rate=rate)
         returns = self.algorithm.returns(batch)
         values = self._values(batch, returns, step)
         advantages = self.algorithm.advantages(batch, returns, values)
@@ -187,19 +193,26 @@ class PolicyUpdate:
         which saves a forward pass."""
         if self._value is None:
             return None
+        if self._value_offset is None and returns.mean().isfinite():
+            self._value_offset = float(returns.mean())
         rows = torch.arange(batch.num_samples)
         if self.config.num_steps == 1:
             return self._value_step(batch, returns, rows, step)
         with torch.no_grad():
             parts = self._microbatches(rows)
-            return torch.cat([self._value(batch.tokens[i], batch.conditions[i]) for i in parts])
+            return torch.cat([self._predict(batch, i) for i in parts])
+
+    def _predict(self, batch: Batch, rows: Tensor) -> Tensor:
+        """Values of some samples: the network's output, which starts at 0, and the offset."""
+        assert self._value is not None
+        values: Tensor = self._value(batch.tokens[rows], batch.conditions[rows])
+        return values + (self._value_offset or 0.0)
 
     def _value_step(self, batch: Batch, returns: Tensor, rows: Tensor, step: _Step) -> Tensor:
         """One step on sum_t (G_t - V(s_t))^2 (paper section 3.2); the values before it."""
-        assert self._value is not None
         total, parts = 0.0, []
         for i in self._microbatches(rows):
-            values = self._value(batch.tokens[i], batch.conditions[i])
+            values = self._predict(batch, i)
             loss = (returns[i] - values).square().sum() / len(rows)
             loss.backward()
             total += float(loss.detach())
@@ -252,14 +265,14 @@ class PolicyUpdate:
             yield from (part for part in rows.tensor_split(self.config.minibatches) if len(part))
 
     def _microbatches(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split(self.config.microbatch_samples)
+        return torch.split(rows, self.config.microbatch_samples)
 
     def _metrics(self, step: _Step) -> dict[str, float]:
         norms = {"policy": step.policy_norms, "value": step.value_norms}
         sound = {name: [n for n in found if n is not None] for name, found in norms.items()}
         return {
             "update/skipped": float(sum(found.count(None) for found in norms.values())),
-            "update/learning_rate": 0.0 if step.is_held else self._optimizer.learning_rate,
+            "update/learning_rate": step.learning_rate,
             "kl/alpha": self.algorithm.alpha,
             "policy/loss": fmean(step.losses),
             **{f"{name}/grad_norm": fmean(n) for name, n in sound.items() if n},
@@ -289,6 +302,7 @@ class PolicyUpdate:
         if self._value is not None:
             tensors |= _prefixed("value", self._value.state_dict())
             tensors |= _prefixed("value_optimizer", self._value_optimizer.tensors())
+            state["value_offset"] = self._value_offset
             state["value_num_steps"] = self._value_optimizer.num_steps
         return tensors, state
 
@@ -307,6 +321,7 @@ class PolicyUpdate:
             load_into(self._value, _under("value", tensors), origin="checkpoint (value)")
             moments = _under("value_optimizer", tensors)
             self._value_optimizer.load(moments, num_steps=state["value_num_steps"])
+            self._value_offset = state["value_offset"]
         self.algorithm.alpha = state["alpha"]
         self.version = state["version"]
 
@@ -314,8 +329,9 @@ class PolicyUpdate:
 class _Step:
     """What one update has done so far."""
 
-    def __init__(self, *, is_held: bool) -> None:
+    def __init__(self, *, is_held: bool, learning_rate: float) -> None:
         self.is_held = is_held
+        self.learning_rate = learning_rate
         self.outs: list[LossOut] = []
         self.losses: list[float] = []
         self.policy_norms: list[float | None] = []

@@ -58,8 +58,8 @@ class LossOut:
     entropy: Tensor
     """float32 [B, S, K], nats."""
     kl: Tensor | None
-    """float32 [B, S, K], nats, policy to reference: exact where the full distribution of the
-    reference is at hand, else the k1 estimate; None without a reference."""
+    """float32 [B, S, K], nats: of the policy to the reference where the reference's distribution is
+    at hand, else the k1 estimate for the policy that sampled; None without a reference."""
 
 
 class Algorithm(Protocol):

@@ -41,7 +41,7 @@ def _integers(arrays: Sequence[NDArray[np.integer]], valid: NDArray[np.bool_]) -
 
 def reward_metrics(experience: Sequence[Experience], valid: NDArray[np.bool_]) -> dict[str, float]:
     """Mean and spread of the valid rewards, and the mean of each raw term where it is finite."""
-    kept = np.concatenate([e.rewards.total for e in experience])[valid]
+    kept = np.concatenate([e.rewards.total for e in experience])[valid].astype(np.float64)
     metrics: dict[str, float] = {}
     if len(kept):
         metrics = {"reward/mean": float(kept.mean()), "reward/std": float(kept.std())}

@@ -60,11 +60,9 @@ class PolicyGradient:
         """Z_t = r, or r - beta sum_{i >= t} k1_i with the KL in the reward, [B, S, K]."""
         if self.config.kl_in == "loss":
             return functions.terminal_returns(rewards=batch.rewards, like=batch.behaviour_logprobs)
-        assert batch.reference_logprobs is not None
-        kl = functions.kl_estimate(
-            logp=batch.behaviour_logprobs, reference_logp=batch.reference_logprobs, kind="k1"
+        return functions.reward_to_go(
+            rewards=batch.rewards, penalties=self.beta * self._sampled_kl(batch)
         )
-        return functions.reward_to_go(rewards=batch.rewards, penalties=self.beta * kl)
 
     def advantages(self, batch: Batch, returns: Tensor, values: Tensor | None) -> Tensor:
         """Returns less the baseline, [B, S, K]."""
@@ -88,7 +86,7 @@ class PolicyGradient:
         logp = functions.token_logprobs(logprobs=logprobs, tokens=batch.tokens)
         ratio = functions.importance_ratio(logp=logp, behaviour_logp=batch.behaviour_logprobs)
         loss = self._surrogate(logp, ratio, advantages).sum()
-        kl = self._kl(batch, logp, logprobs, reference)
+        kl = self._kl(batch, logprobs, reference)
         if self.alpha > 0 and self.config.kl_in == "loss":
             kl_term = kl if self.config.kl_estimator == "exact" else self._kl_term(batch, logp)
             assert kl_term is not None
@@ -100,17 +98,19 @@ class PolicyGradient:
             kl=None if kl is None else kl.detach(),
         )
 
-    def _kl(
-        self, batch: Batch, logp: Tensor, logprobs: Tensor, reference: Tensor | None
-    ) -> Tensor | None:
+    def _kl(self, batch: Batch, logprobs: Tensor, reference: Tensor | None) -> Tensor | None:
+        """To report, and with the exact estimator to differentiate."""
         if self.needs_reference_distribution:
             assert reference is not None
             own = logprobs if self.alpha > 0 else logprobs.detach()
             return functions.exact_kl(logprobs=own, reference=reference)
-        if batch.reference_logprobs is None:
-            return None
+        return None if batch.reference_logprobs is None else self._sampled_kl(batch)
+
+    def _sampled_kl(self, batch: Batch) -> Tensor:
+        """k1 of the policy that sampled: unbiased only under its own log-probabilities."""
+        assert batch.reference_logprobs is not None
         return functions.kl_estimate(
-            logp=logp.detach(), reference_logp=batch.reference_logprobs, kind="k1"
+            logp=batch.behaviour_logprobs, reference_logp=batch.reference_logprobs, kind="k1"
         )
 
     def _kl_term(self, batch: Batch, logp: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """A problem small enough to list every sequence: where training ends, against what should be.
 
 Four tokens (two steps of two streams, vocabularies 3 and 2) make 36 sequences. The policy is a
-table with its own logits for every prefix, so nothing but the algorithm can keep it from an optimum.
+table with its own logits for every prefix, so only the algorithm can keep it from an optimum.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -19,6 +20,8 @@ from musicrl.algorithms import make_algorithm
 from musicrl.algorithms.base import Batch
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.algorithms.functions import exact_kl, token_logprobs
+from musicrl.policies.config import MusicLMConfig
+from musicrl.policies.musiclm import MusicLM
 from musicrl.sampler.sampling import SamplingConfig, log_probs
 from musicrl.types import Experience, Prompt, RewardBatch, Rollouts
 from musicrl.update import PolicyUpdate, UpdateConfig
@@ -26,8 +29,8 @@ from musicrl.update import PolicyUpdate, UpdateConfig
 SAMPLING = SamplingConfig(temperature=0.99)
 ALPHA = 0.5
 BETA = ALPHA / (1 - ALPHA)
-MIX = {"alpha": ALPHA}
-IN_REWARD = {"alpha": ALPHA, "kl_in": "reward", "kl_estimator": "k1"}
+MIX: dict[str, object] = {"alpha": ALPHA}
+IN_REWARD: dict[str, object] = {"alpha": ALPHA, "kl_in": "reward", "kl_estimator": "k1"}
 
 
 @dataclass(frozen=True)
@@ -87,34 +90,31 @@ class Problem:
     """All sequences of a layout, a reference policy and a reward for each: about 0, and about 5 for
     the one that the reference finds least likely."""
 
-    def __init__(self, vocab_sizes: tuple[int, ...], num_steps: int) -> None:
-        self.layout = TableLayout(vocab_sizes)
-        self.num_steps = num_steps
+    def __init__(
+        self, reference: nn.Module, vocab_sizes: tuple[int, ...], num_steps: int, condition_len: int
+    ) -> None:
+        self.reference = reference
+        self.vocab_sizes = vocab_sizes
         cells = [range(size) for _ in range(num_steps) for size in vocab_sizes]
         self.sequences = list(product(*cells))
         self.tokens = torch.tensor(self.sequences).reshape(-1, num_steps, len(vocab_sizes))
-        self.conditions = torch.zeros(len(self.sequences), 1, dtype=torch.int64)
-        self.reference = self.policy()
+        self.conditions = torch.zeros(len(self.sequences), condition_len, dtype=torch.int64)
         self.log_reference = self.joint(self.reference).detach()
         self.rewards = 0.5 * torch.randn(
             len(self.sequences), generator=torch.Generator().manual_seed(1)
         )
         self.rewards[self.log_reference.argmin()] += 5.0
 
-    def policy(self, seed: int = 0) -> TablePolicy:
-        """With seed 0 equal to the reference."""
-        return TablePolicy(self.layout, self.num_steps, self.layout.vocab_size, seed)
-
-    def cells(self, policy: TablePolicy) -> Tensor:
+    def cells(self, policy: nn.Module) -> Tensor:
         """Log-distributions of every cell of every sequence."""
         return log_probs(policy(self.tokens, self.conditions), SAMPLING)
 
-    def joint(self, policy: TablePolicy) -> Tensor:
+    def joint(self, policy: nn.Module) -> Tensor:
         """Log-probability of every sequence."""
         logp = token_logprobs(logprobs=self.cells(policy), tokens=self.tokens)
         return logp.sum((1, 2))
 
-    def batch(self, policy: TablePolicy, i: int) -> Batch:
+    def batch(self, policy: nn.Module, i: int) -> Batch:
         """The one sample of sequence `i`, drawn from `policy`."""
         rows = torch.tensor([i])
         logp = token_logprobs(logprobs=self.cells(policy), tokens=self.tokens).detach()
@@ -147,7 +147,7 @@ class Problem:
             """E[r] below `prefix`, and the log-probabilities of its completions."""
             if prefix in reward:
                 return reward[prefix], {prefix: 0.0}
-            sizes = self.layout.vocab_sizes
+            sizes = self.vocab_sizes
             below = [(*prefix, a) for a in range(sizes[len(prefix) % len(sizes)])]
             solved = [solve(s) for s in below]
             q = np.array([value for value, _ in solved])
@@ -166,32 +166,42 @@ class Problem:
         gap = log_joint - self.log_reference
         return float((log_joint.exp() * (self.rewards - BETA * gap)).sum())
 
-    def train(self, settings: dict[str, object], *, num_updates: int) -> Tensor:
+    def train(
+        self,
+        settings: dict[str, object],
+        *,
+        num_updates: int,
+        learning_rate: float = 0.03,
+        value: nn.Module | None = None,
+    ) -> Tensor:
         """log pi of every sequence after training, starting from the reference."""
         algorithm = make_algorithm(AlgorithmConfig(**settings))  # type: ignore[arg-type]
-        policy = self.policy()
-        config = UpdateConfig(learning_rate=0.03, microbatch_samples=2048, max_grad_norm=None)
-        value = TableValue(self.layout, self.num_steps, 1)
+        policy = copy.deepcopy(self.reference)
+        config = UpdateConfig(
+            learning_rate=learning_rate, microbatch_samples=2048, max_grad_norm=None
+        )
         update = PolicyUpdate(policy, algorithm, SAMPLING, config, value=value)
         for experience in self.samples(policy, num_updates):
             update.step([experience])
         return self.joint(policy).detach()
 
-    def samples(self, policy: TablePolicy, num_updates: int) -> Iterator[Experience]:
+    def samples(self, policy: nn.Module, num_updates: int) -> Iterator[Experience]:
         """2,048 sequences a time, drawn from the policy as it then is."""
         generator = torch.Generator().manual_seed(2)
         for _ in range(num_updates):
             with torch.no_grad():
                 logp = token_logprobs(logprobs=self.cells(policy), tokens=self.tokens)
             drawn = logp.sum((1, 2)).exp().multinomial(2048, True, generator=generator)
-            yield experience(self.tokens[drawn], logp[drawn], self.rewards[drawn])
+            yield experience(
+                self.tokens[drawn], self.conditions[drawn], logp[drawn], self.rewards[drawn]
+            )
 
 
-def experience(tokens: Tensor, logp: Tensor, rewards: Tensor) -> Experience:
+def experience(tokens: Tensor, conditions: Tensor, logp: Tensor, rewards: Tensor) -> Experience:
     B = len(tokens)
     rollouts = Rollouts(
         prompts=(Prompt(id="0", text=""),) * B,
-        conditions=np.zeros((B, 1), np.int16),
+        conditions=conditions.numpy().astype(np.int16),
         tokens=tokens.numpy().astype(np.int16),
         logprobs=logp.numpy(),
         group=np.zeros(B, np.int32),
@@ -206,16 +216,27 @@ def divergence(log_p: Tensor, log_q: Tensor) -> float:
     return float((log_p.exp() * (log_p - log_q)).sum())
 
 
+LAYOUT = TableLayout((3, 2))
+
+
+def table_policy(seed: int) -> TablePolicy:
+    return TablePolicy(LAYOUT, 2, LAYOUT.vocab_size, seed)
+
+
 @pytest.fixture(scope="module")
 def problem() -> Problem:
-    return Problem((3, 2), num_steps=2)
+    return Problem(table_policy(seed=0), LAYOUT.vocab_sizes, num_steps=2, condition_len=1)
+
+
+def table_value() -> TableValue:
+    return TableValue(LAYOUT, 2, 1)
 
 
 def gradient_in_expectation(problem: Problem, settings: dict[str, object]) -> Tensor:
     """E_pi of the loss's gradient: every sequence on its own, weighted by its probability."""
     config = AlgorithmConfig(baseline="none", **settings)  # type: ignore[arg-type]
     algorithm = make_algorithm(config)
-    policy = problem.policy(seed=3)
+    policy = table_policy(seed=3)
     total = torch.zeros_like(policy.rows)
     for i, weight in enumerate(problem.joint(policy).exp().tolist()):
         batch = problem.batch(policy, i)
@@ -229,7 +250,7 @@ def gradient_in_expectation(problem: Problem, settings: dict[str, object]) -> Te
 
 def brute_force_gradient(problem: Problem, *, beta: float) -> Tensor:
     """Of -(E[r] - beta KL(pi || pi_ref)), by differentiating the sum over all sequences."""
-    policy = problem.policy(seed=3)
+    policy = table_policy(seed=3)
     log_joint = problem.joint(policy)
     gap = log_joint - problem.log_reference
     loss = -(log_joint.exp() * (problem.rewards - beta * gap)).sum()
@@ -250,7 +271,7 @@ def test_kl_in_the_reward_has_the_gradient_of_the_sequence_kl(problem: Problem) 
 
 def test_the_mix_does_not_differentiate_the_distribution_of_the_states(problem: Problem) -> None:
     found = gradient_in_expectation(problem, MIX)
-    policy = problem.policy(seed=3)
+    policy = table_policy(seed=3)
     kl = exact_kl(logprobs=problem.cells(policy), reference=problem.cells(problem.reference))
     visits = problem.joint(policy).exp().detach()
     (of_kl,) = torch.autograd.grad((visits * kl.sum((1, 2))).sum(), policy.rows)
@@ -262,7 +283,9 @@ def test_the_mix_does_not_differentiate_the_distribution_of_the_states(problem: 
 
 @pytest.mark.parametrize("baseline", ["value", "group_mean"])
 def test_kl_in_the_reward_reaches_the_closed_form(problem: Problem, baseline: str) -> None:
-    learned = problem.train({**IN_REWARD, "baseline": baseline}, num_updates=250)
+    learned = problem.train(
+        {**IN_REWARD, "baseline": baseline}, num_updates=250, value=table_value()
+    )
     optimum = problem.closed_form()
     assert divergence(learned, optimum) < 0.01
     assert divergence(problem.log_reference, optimum) > 0.5
@@ -273,7 +296,7 @@ def test_kl_in_the_reward_reaches_the_closed_form(problem: Problem, baseline: st
 
 
 def test_the_mix_reaches_its_own_fixed_point_beside_the_closed_form(problem: Problem) -> None:
-    learned = problem.train(MIX, num_updates=250)
+    learned = problem.train(MIX, num_updates=250, value=table_value())
     optimum = problem.closed_form()
     assert divergence(learned, problem.fixed_point_of_the_mix()) < 0.01
     assert divergence(learned, optimum) > 0.5
@@ -283,7 +306,32 @@ def test_the_mix_reaches_its_own_fixed_point_beside_the_closed_form(problem: Pro
 
 
 def test_the_mix_reaches_the_closed_form_of_a_single_token() -> None:
-    problem = Problem((4,), num_steps=1)
-    learned = problem.train(MIX, num_updates=200)
+    layout = TableLayout((4,))
+    problem = Problem(TablePolicy(layout, 1, 4), (4,), num_steps=1, condition_len=1)
+    learned = problem.train(MIX, num_updates=200, value=TableValue(layout, 1, 1))
     assert divergence(learned, problem.closed_form()) < 0.01
     assert divergence(problem.log_reference, problem.closed_form()) > 0.1
+
+
+def test_the_real_policy_reaches_the_closed_form_too() -> None:
+    torch.manual_seed(0)
+    config = MusicLMConfig(
+        semantic_vocab=3,
+        coarse_vocab=2,
+        coarse_levels=1,
+        codec_frames_per_step=1,
+        num_steps=2,
+        condition_levels=1,
+        condition_vocab=2,
+        width=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        depth_width=16,
+        depth_layers=1,
+        depth_heads=2,
+    )
+    problem = Problem(MusicLM(config), (3, 2), num_steps=2, condition_len=1)
+    learned = problem.train(IN_REWARD, num_updates=150, learning_rate=0.01)
+    assert divergence(learned, problem.closed_form()) < 0.01
+    assert divergence(problem.log_reference, problem.closed_form()) > 0.5
