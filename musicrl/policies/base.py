@@ -19,8 +19,11 @@ Draw = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 class Policy(Protocol):
     """An autoregressive model of a grid of tokens, conditioned on C discrete tokens per clip."""
 
-    layout: Layout
-    num_steps: int
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def num_steps(self) -> int: ...
 
     def forward(self, tokens: Tensor, conditions: Tensor) -> Tensor:
         """Teacher-forced logits float32 [B, S, K, V] of every cell, from tokens int64 [B, S, K]

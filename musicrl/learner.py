@@ -1,0 +1,130 @@
+"""The learner: consumes the experience of one training step after another, in one process.
+
+Numbers its steps, so that a step asked for twice is done once, and writes and reads its part of a
+checkpoint. Knows nothing of where experience comes from or of who wants the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from musicrl.algorithms import make_algorithm
+from musicrl.checkpoint import load_tensors, save_tensors
+from musicrl.config import TrainConfig
+from musicrl.evaluation.heldout import Divergence, EvaluationChunk, divergence
+from musicrl.rewards.mix import failures
+from musicrl.run import Run, read_state
+from musicrl.types import Experience, Rollouts, Weights
+from musicrl.update import PolicyUpdate
+from musicrl.world import World
+
+POLICY, LEARNER = "policy.safetensors", "learner.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one training step did."""
+
+    step: int
+    figures: Mapping[str, float]
+    lags: Mapping[int, int]
+    """Samples by the number of versions that they were older than the learner."""
+    failed_rewards: Mapping[str, int]
+    """Clips that each reward could not score."""
+    seconds: Mapping[str, float]
+    """Of the phases `learn` and `publish`."""
+
+
+class Learner:
+    """A policy that trains. Its version is the number of training steps that it has done."""
+
+    def __init__(self, world: World, config: TrainConfig) -> None:
+        torch.manual_seed(config.seed)
+        self.base = world.policy
+        self.sampling = config.rollout.sampling
+        self.policy = copy.deepcopy(world.policy)
+        self.update = PolicyUpdate(
+            self.policy, make_algorithm(config.algorithm), self.sampling, config.update
+        )
+        self._latest: tuple[StepReport, Weights] | None = None
+
+    @property
+    def version(self) -> int:
+        return self.update.version
+
+    @property
+    def stream_names(self) -> tuple[str, ...]:
+        return self.policy.layout.stream_names
+
+    def step(self, step: int, experience: Sequence[Experience]) -> tuple[StepReport, Weights]:
+        """Do training step number `step`, or return again what it made if it was the latest.
+
+        Raises ValueError for any other step than the next.
+        """
+        if self._latest is not None and self._latest[0].step == step:
+            return self._latest
+        if step != self.version:
+            raise ValueError(f"the learner is to do step {self.version}, not step {step}")
+        started = time.perf_counter()
+        lags = _lags(self.version, experience)
+        figures = self.update.step(experience)
+        learned = time.perf_counter()
+        weights = self.weights()
+        seconds = {"learn": learned - started, "publish": time.perf_counter() - learned}
+        report = StepReport(
+            step=step,
+            figures=figures,
+            lags=lags,
+            failed_rewards=_failures(experience),
+            seconds=seconds,
+        )
+        self._latest = report, weights
+        return self._latest
+
+    def weights(self) -> Weights:
+        return self.update.weights()
+
+    def divergence(self, chunk: EvaluationChunk, rollouts: Rollouts) -> Divergence:
+        """How far the policy is from the base on the clips that it sampled for a chunk."""
+        tokens, conditions = (
+            torch.tensor(array).long() for array in (rollouts.tokens, rollouts.conditions)
+        )
+        return divergence(chunk, self.policy, self.base, tokens, conditions, self.sampling)
+
+    def save(self, run: Run) -> Path:
+        """Write a checkpoint of the current version into the run's folder."""
+        tensors, numbers = self.update.state_dict()
+
+        def write(folder: Path) -> None:
+            self.policy.save(folder / POLICY)
+            save_tensors(folder / LEARNER, tensors, kind="learner", config={})
+
+        return run.save_checkpoint(self.version, {"learner": numbers}, write)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint. Raises ValueError when it does not fit this run."""
+        tensors, _ = load_tensors(checkpoint / LEARNER, kind="learner")
+        try:
+            self.update.load_state_dict(tensors, read_state(checkpoint)["learner"])
+        except (KeyError, ValueError) as fault:
+            raise ValueError(f"cannot resume from {checkpoint}: {fault}") from fault
+        self._latest = None
+
+
+def _lags(version: int, experience: Sequence[Experience]) -> dict[int, int]:
+    ages = (version - int(v) for e in experience for v in e.rollouts.version)
+    return dict(sorted(Counter(ages).items()))
+
+
+def _failures(experience: Sequence[Experience]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for e in experience:
+        total.update(failures(e.rewards))
+    return dict(total)

@@ -1,0 +1,34 @@
+"""The scorer: clips to rewards, and to the scores of judges that no training ever sees.
+
+Pure: the same clips get the same scores wherever and however often they are scored. Knows nothing
+of policies or of processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from musicrl.evaluation.heldout import ChunkScores, EvaluationChunk, score_chunk
+from musicrl.rewards.base import Reward
+from musicrl.rewards.mix import RewardConfig, make_mix
+from musicrl.types import Clips, Prompt, RewardBatch
+from musicrl.world import World
+
+
+class Scorer:
+    """The mix of rewards and the judges of a world. `seconds` is the time of the latest call."""
+
+    def __init__(self, world: World, config: RewardConfig, judges: Sequence[Reward] = ()) -> None:
+        self.mix = make_mix(config, world)
+        self.judges = tuple(judges)
+        self.seconds = 0.0
+
+    def score(self, prompts: Sequence[Prompt], clips: Clips) -> RewardBatch:
+        started = time.perf_counter()
+        rewards = self.mix(prompts, clips)
+        self.seconds = time.perf_counter() - started
+        return rewards
+
+    def evaluate(self, chunk: EvaluationChunk, clips: Clips) -> ChunkScores:
+        return score_chunk(chunk, clips, self.mix, self.judges)

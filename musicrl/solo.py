@@ -1,0 +1,150 @@
+"""The whole algorithm in one process, without Ray: the text to read first, and the cluster's twin.
+
+    prompts ──► sample ──► decode ──► score ──► learn ──► weights ──► (sample ...)
+
+The sampling policy is a copy that receives the learner's weights as in the cluster, and each phase
+runs with its role's number of threads, so that the result equals a Ray run at max_lag 0 bit for
+bit. It does not read the cluster's other settings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from musicrl.config import TrainConfig
+from musicrl.evaluation.heldout import EvaluationChunk, merge
+from musicrl.evaluation.judges import load_judges
+from musicrl.journal import Hearing, Iteration, Journal, add_up, first_clips
+from musicrl.learner import Learner
+from musicrl.prompts import draw
+from musicrl.rollout import Chunk, RolloutWorker, chunks_of
+from musicrl.run import Run, heldout_chunks, heldout_prompts, is_due, training_prompts
+from musicrl.scorer import Scorer
+from musicrl.stop import StopRequest
+from musicrl.types import Clips, Experience, Rollouts
+from musicrl.world import World
+
+
+def solo(config: TrainConfig) -> dict[str, Any]:
+    """Train as `config` says; returns the summary that it leaves in `<out>/summary.json`."""
+    run = Run.start(config)
+    loop = Solo(config)
+    with StopRequest() as stop, Journal(config, run) as journal:
+        journal.evaluated("before", 0, loop.evaluate(journal, stop))
+        if config.resume:
+            loop.resume(run)
+        loop.train(run, journal, stop)
+        journal.evaluated("after", loop.learner.version, loop.evaluate(journal, stop))
+        return journal.finish(loop.learner.version)
+
+
+class Solo:
+    """Sampler, scorer and learner, one after the other."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.prompts = training_prompts(config)
+        self.heldout = heldout_chunks(config)
+        self.heard = heldout_prompts(config)[: config.evaluation.audio_prompts]
+        world, sampling_world = load_worlds(config)
+        self.learner = Learner(world, config)
+        self.sampler = RolloutWorker(sampling_world, config.rollout.sampling)
+        self.scorer = Scorer(world, config.reward, load_judges(config.model.weights))
+
+    def resume(self, run: Run) -> None:
+        self.learner.restore(run.newest_checkpoint())
+        self.sampler.apply(self.learner.weights())
+
+    def train(self, run: Run, journal: Journal, stop: StopRequest) -> None:
+        """Iterate until the last step or a request to stop; ends with a checkpoint."""
+        config, first = self.config, self.learner.version
+        journal.begin_training(first)
+        for step in range(first, config.iterations):
+            if stop.is_requested:
+                break
+            journal.record(self.iterate(step))
+            if is_due(step + 1, config.checkpoint_every):
+                self.learner.save(run)
+            if is_due(step + 1, config.evaluation.every):
+                journal.heard(f"step_{step + 1:06d}", step + 1, self.heard, self.listen())
+        self.learner.save(run)
+
+    def iterate(self, step: int) -> Iteration:
+        """One training step: draw, sample, score, learn, apply."""
+        started = time.perf_counter()
+        rollout = self.config.rollout
+        prompts = draw(self.prompts, self.config.seed, step, rollout.prompts_per_step)
+        experience, seconds = [], list[Mapping[str, float]]()
+        for chunk in chunks_of(step, prompts, size=rollout.prompts_per_chunk):
+            rollouts, clips = self.sample(chunk)
+            with threads(self.config.cluster.scorer_threads):
+                rewards = self.scorer.score(rollouts.prompts, clips)
+            seconds += [self.sampler.seconds, {"score": self.scorer.seconds}]
+            experience.append(Experience(rollouts=rollouts, rewards=rewards))
+        with threads(self.config.cluster.learner_threads):
+            report, weights = self.learner.step(step, experience)
+        seconds += [report.seconds, {"publish": self.sampler.apply(weights)}]
+        wall = time.perf_counter() - started
+        return Iteration(report=report, seconds=add_up(seconds), wall_seconds=wall)
+
+    def sample(self, chunk: Chunk) -> tuple[Rollouts, Clips]:
+        with threads(self.config.cluster.sampler_threads):
+            return self.sampler.generate(
+                chunk.prompts,
+                first_prompt_index=chunk.first_prompt,
+                step=chunk.step,
+                run_seed=self.config.seed,
+                samples_per_prompt=self.config.rollout.samples_per_prompt,
+                version=self.learner.version,
+            )
+
+    def evaluate(self, journal: Journal, stop: StopRequest) -> Hearing | None:
+        """Measure the policy on the held-out prompts; None when asked to stop."""
+        journal.display.begin("evaluating", len(self.heldout))
+        scores, divergences, clips = [], [], []
+        for chunk in self.heldout:
+            if stop.is_requested:
+                return None
+            rollouts, audio = self.sample_heldout(chunk)
+            with threads(self.config.cluster.scorer_threads):
+                scores.append(self.scorer.evaluate(chunk, audio))
+            with threads(self.config.cluster.learner_threads):
+                divergences.append(self.learner.divergence(chunk, rollouts))
+            clips.append(audio)
+            journal.display.advance()
+        result = merge(scores, divergences, self.learner.stream_names)
+        return Hearing(result=result, prompts=self.heard, clips=first_clips(clips, self.heard))
+
+    def sample_heldout(self, chunk: EvaluationChunk) -> tuple[Rollouts, Clips]:
+        with threads(self.config.cluster.sampler_threads):
+            return self.sampler.generate_heldout(
+                chunk.prompts, first=chunk.first, version=self.learner.version
+            )
+
+    def listen(self) -> Clips:
+        """The fixed prompts as the policy plays them now."""
+        with threads(self.config.cluster.sampler_threads):
+            version = self.learner.version
+            return self.sampler.generate_heldout(self.heard, first=0, version=version)[1]
+
+
+def load_worlds(config: TrainConfig) -> tuple[World, World]:
+    """The world twice, as the learner's process and the samplers' have one each."""
+    model = config.model
+    return World.load(model.weights, model.policy), World.load(model.weights, model.policy)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with the CPU threads of a role: sums of floats depend on their number."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)
