@@ -124,7 +124,7 @@ def _read_parquet(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
     known = [c for c in ("id", "text", "split", "source", *ATTRIBUTES) if c in table.column_names]
     for column in known:
         kind = table.schema.field(column).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.null()):
             raise ValueError(f"{path}: column {column!r} must hold text, not {kind}")
     return list(enumerate(table.select(known).to_pylist(), 1))
 

@@ -1,0 +1,104 @@
+"""Evaluation of policies and of audio in a small world of random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from musicrl.audio import write_wav
+from musicrl.evaluation.evaluate import (
+    EvaluateConfig,
+    evaluate_rows,
+    heldout,
+    policy_file,
+    run_evaluation,
+)
+from musicrl.policies.musiclm import MusicLM
+from musicrl.world import World
+
+
+@pytest.fixture(scope="module")
+def other_policy(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world's policy with its weights moved."""
+    policy = MusicLM.from_file(tiny_world / "policy.safetensors")
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    path = tmp_path_factory.mktemp("policy") / "other.safetensors"
+    policy.save(path)
+    return path
+
+
+def test_a_policy_is_paired_with_the_base(
+    tiny_world: Path, other_policy: Path, tmp_path: Path
+) -> None:
+    config = EvaluateConfig(
+        weights=tiny_world, policies=(other_policy,), prompts=6, json=tmp_path / "deep" / "e.json"
+    )
+    screen = io.StringIO()
+    report = run_evaluation(config, Console(file=screen, width=250))
+    saved = json.loads((tmp_path / "deep" / "e.json").read_text())
+    assert saved == report
+    base, other = saved["rows"]["base"], saved["rows"][str(other_policy)]
+    assert base["prompts"] == 6
+    assert {"reward", "mismatched", "judge/tagger", "judge/embedding"} <= base["figures"].keys()
+    assert base["kl"]["total"] == {"mean": 0.0, "standard_error": 0.0, "count": 6}
+    assert other["kl"]["total"]["mean"] > 0.01
+    assert list(other["entropy"]) == list(World.load(tiny_world).layout.stream_names)
+    change = saved["differences"][str(other_policy)]["reward"]["mean"]
+    rows = zip(other["per_prompt"], base["per_prompt"], strict=True)
+    assert change == pytest.approx(np.mean([b["reward"] - a["reward"] for b, a in rows]))
+    assert "minus base, paired" in screen.getvalue()
+
+
+def test_the_figures_do_not_depend_on_the_chunks(tiny_world: Path) -> None:
+    small, large = (
+        evaluate_rows(EvaluateConfig(weights=tiny_world, prompts=5, prompts_per_chunk=n))["base"]
+        for n in (2, 5)
+    )
+    for name, column in large.columns.items():
+        np.testing.assert_allclose(small.columns[name], column, atol=1e-4, err_msg=name)
+
+
+def test_a_folder_of_audio_is_a_row(tiny_world: Path, tmp_path: Path) -> None:
+    config = EvaluateConfig(weights=tiny_world, prompts=2, audio=(tmp_path,))
+    rng = np.random.default_rng(0)
+    for prompt in heldout(config):
+        noise = rng.uniform(-0.5, 0.5, 8_000).astype(np.float32)
+        write_wav(tmp_path / f"{prompt.id}.wav", noise, 16_000)
+    found = evaluate_rows(config)[str(tmp_path)]
+    assert found.figures["reward"].count == 2
+    assert found.kl == {}
+    next(tmp_path.glob("*.wav")).write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"\.wav is not a readable audio file"):
+        evaluate_rows(config)
+
+
+def test_where_a_policy_is_found(tmp_path: Path) -> None:
+    for step in ("step_000002", "step_000010"):
+        (tmp_path / "checkpoints" / step).mkdir(parents=True)
+        (tmp_path / "checkpoints" / step / "policy.safetensors").touch()
+    newest = tmp_path / "checkpoints" / "step_000010"
+    assert policy_file(tmp_path) == newest / "policy.safetensors"
+    assert policy_file(newest) == newest / "policy.safetensors"
+    assert policy_file(newest / "policy.safetensors") == newest / "policy.safetensors"
+    with pytest.raises(FileNotFoundError, match="no policy at"):
+        policy_file(tmp_path / "nowhere")
+
+
+def test_settings_that_cannot_be_met_are_refused(tiny_world: Path) -> None:
+    with pytest.raises(ValueError, match=r"prompts is 99, but .*prompts\.parquet holds only"):
+        heldout(EvaluateConfig(weights=tiny_world, prompts=99))
+    with pytest.raises(ValueError, match="prompts must be 2"):
+        EvaluateConfig(prompts=1)
+    with pytest.raises(ValueError, match="prompts_per_chunk must be 1"):
+        EvaluateConfig(prompts_per_chunk=0)
+    with pytest.raises(ValueError, match="seed must be 0"):
+        EvaluateConfig(seed=-1)

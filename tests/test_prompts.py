@@ -1,0 +1,153 @@
+"""Reading prompts, drawing them and pairing them wrongly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from musicrl.prompts import attribute, draw, load_prompts, mismatched
+from musicrl.types import Prompt
+
+
+def numbered(count: int) -> tuple[Prompt, ...]:
+    return tuple(Prompt(id=f"p{i}", text=f"text {i}") for i in range(count))
+
+
+def write_table(path: Path, **columns: list[object]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_a_parquet_file_with_splits_and_attributes(tmp_path: Path) -> None:
+    path = write_table(
+        tmp_path / "p.parquet",
+        id=["a", "b"],
+        text=["a slow flute", "a harp"],
+        split=["train", "heldout"],
+        source=["world", "world"],
+        instrument=["flute", "harp"],
+        tempo=["slow", None],
+        loudness=[None, None],
+    )
+    (train,) = load_prompts(path, "train")
+    expected = Prompt(
+        id="a",
+        text="a slow flute",
+        source="world",
+        attributes=(("instrument", "flute"), ("tempo", "slow")),
+    )
+    assert train == expected
+    assert attribute(train, "tempo") == "slow"
+    assert attribute(train, "loudness") is None
+    assert [p.id for p in load_prompts(path, "heldout")] == ["b"]
+    assert [p.id for p in load_prompts(path)] == ["a", "b"]
+
+
+def test_a_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("a march\n\n  épique  \n", encoding="utf-8")
+    prompts = load_prompts(path, "train")
+    assert [(p.id, p.text, p.source) for p in prompts] == [
+        ("mine-1", "a march", "mine"),
+        ("mine-3", "épique", "mine"),
+    ]
+
+
+def test_a_csv_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text('text,instrument\n"slow, soft",harp\n', encoding="utf-8")
+    (prompt,) = load_prompts(path)
+    assert prompt.text == "slow, soft"
+    assert prompt.attributes == (("instrument", "harp"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.csv", "caption\nx\n", "p.csv has no column 'text'; its columns: caption"),
+        ("p.csv", "id,text\na,x\nb, \n", "p.csv, line 3: the prompt is empty"),
+        ("p.csv", "text\nx,y\n", "p.csv, line 2: more cells than columns"),
+        ("p.csv", "id,text\na,x\na,y\n", "p.csv, line 3: id 'a' is taken by line 2"),
+        ("p.csv", "text\n", "p.csv holds no prompts"),
+        ("p.csv", "text,split\nx,train\n", "p.csv has no prompts of split 'heldout'"),
+        ("p.json", "{}", "p.json: prompts must be .parquet, .csv or .txt, not '.json'"),
+        ("p.parquet", "no parquet", "p.parquet is not a readable Parquet file"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="p") as fault:
+        load_prompts(tmp_path / name, "heldout" if "split" in content else None)
+    assert words in str(fault.value)
+
+
+def test_a_column_of_numbers_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "p.parquet", text=[1, 2])
+    with pytest.raises(ValueError, match="column 'text' must hold text, not int64"):
+        load_prompts(path)
+    (tmp_path / "p.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"p\.txt is not UTF-8 text"):
+        load_prompts(tmp_path / "p.txt")
+    with pytest.raises(FileNotFoundError, match="no prompts at"):
+        load_prompts(tmp_path / "none.txt")
+
+
+def test_an_epoch_holds_every_prompt_once_in_its_own_order() -> None:
+    prompts = numbered(12)
+    steps = [draw(prompts, 5, step, 4) for step in range(6)]
+    first, second = (sum(part, ()) for part in (steps[:3], steps[3:]))
+    assert sorted(first, key=lambda p: p.id) == sorted(prompts, key=lambda p: p.id)
+    assert sorted(second, key=lambda p: p.id) == sorted(prompts, key=lambda p: p.id)
+    assert first != second
+    assert first != prompts
+
+
+def test_drawing_is_a_pure_function_of_seed_and_step() -> None:
+    prompts = numbered(12)
+    assert draw(prompts, 5, 2, 4) == draw(prompts, 5, 2, 4)
+    assert draw(prompts, 5, 2, 4) != draw(prompts, 6, 2, 4)
+
+
+@given(st.integers(1, 9), st.integers(1, 7), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_steps_are_slices_of_one_sequence(size: int, count: int, step: int) -> None:
+    prompts = numbered(size)
+    one_by_one = tuple(draw(prompts, 1, i, 1)[0] for i in range(step * count, (step + 1) * count))
+    assert draw(prompts, 1, step, count) == one_by_one
+
+
+def test_drawing_from_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no prompts"):
+        draw((), 0, 0, 4)
+
+
+def test_wrong_pairs_differ_in_text_and_in_attributes_as_a_whole() -> None:
+    values = ["flute", "harp", "choir", "flute", "harp", "choir"]
+    prompts = [
+        Prompt(id=str(i), text=f"text {i}", attributes=(("instrument", value),))
+        for i, value in enumerate(values)
+    ]
+    wrong = mismatched(prompts)
+    # Half the list, 3, would pair every instrument with itself; 4 pairs none.
+    assert [p.id for p in wrong] == ["4", "5", "0", "1", "2", "3"]
+
+
+def test_wrong_pairs_start_from_half_the_list() -> None:
+    assert [p.id for p in mismatched(numbered(4))] == ["p2", "p3", "p0", "p1"]
+    assert [p.id for p in mismatched(numbered(2))] == ["p1", "p0"]
+
+
+def test_equal_texts_are_never_paired_when_that_can_be_avoided() -> None:
+    texts = ["a", "b", "a", "c"]
+    prompts = [Prompt(id=str(i), text=text) for i, text in enumerate(texts)]
+    pairs = [(a.text, b.text) for a, b in zip(prompts, mismatched(prompts), strict=True)]
+    assert all(a != b for a, b in pairs)
+    with pytest.raises(ValueError, match="two different prompts"):
+        mismatched([prompts[0], prompts[2]])
