@@ -30,7 +30,7 @@ def other_policy(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     torch.manual_seed(3)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
     path = tmp_path_factory.mktemp("policy") / "other.safetensors"
     policy.save(path)
     return path

@@ -103,8 +103,10 @@ def test_a_failed_reward_is_missing_never_zero() -> None:
 def test_chunks_merge_in_whatever_order_they_came() -> None:
     prompts = numbered(3)
     parts = [
-        ChunkScores(first=2, prompts=prompts[2:], columns={"reward": np.float32([3.0])}),
-        ChunkScores(first=0, prompts=prompts[:2], columns={"reward": np.float32([1.0, 2.0])}),
+        ChunkScores(first=2, prompts=prompts[2:], columns={"reward": np.array([3.0], np.float32)}),
+        ChunkScores(
+            first=0, prompts=prompts[:2], columns={"reward": np.array([1.0, 2.0], np.float32)}
+        ),
     ]
     far = [
         Divergence(first=2, kl=np.array([[5.0, 6.0]]), entropy=np.array([[0.5, 0.6]])),

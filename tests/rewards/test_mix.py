@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from musicrl.rewards import REWARDS, RewardConfig, RewardMix, TextAdherence, make_mix, make_reward
+from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import failures
 from musicrl.types import Clips, Prompt
 
@@ -92,7 +93,7 @@ def test_a_reward_that_raises_or_miscounts_masks_its_batch(
 
 
 def test_a_reward_of_weight_zero_is_reported_and_masks_nothing() -> None:
-    rewards = {"text": Fixed([0.1, 0.2, 0.3]), "shown": Raising(ValueError("x"))}
+    rewards: dict[str, Reward] = {"text": Fixed([0.1, 0.2, 0.3]), "shown": Raising(ValueError("x"))}
     batch = RewardMix(rewards, {"text": 1.0, "shown": 0.0})(PROMPTS, CLIPS)
     assert batch.valid.all()
     np.testing.assert_allclose(batch.total, [0.1, 0.2, 0.3], rtol=1e-6)
