@@ -14,11 +14,12 @@ def pretrain(args: Sequence[str]) -> None:
     """Run a stage and print the figures that it measured."""
     words, flags = split_words(args)
     names = list(STAGES)
-    if not words:
-        print(
-            f"usage: musicrl pretrain STAGE [file.yaml] [--field value]\nstages: {', '.join(names)}"
-        )
+    if not words and wants_help(args):
+        print("usage: musicrl pretrain STAGE [file.yaml] [--field value]")
+        print(f"stages: {', '.join(names)}")
         return
+    if not words:
+        raise ValueError(f"pretrain needs a stage: {', '.join(names)}")
     stage, *files = words
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}{closest(stage, names)}")
