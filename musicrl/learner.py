@@ -45,9 +45,13 @@ class StepReport:
 class Learner:
     """A policy that trains. Its version is the number of training steps that it has done."""
 
-    def __init__(self, world: World, config: TrainConfig) -> None:
+    def __init__(
+        self, world: World, config: TrainConfig, *, device: torch.device | None = None
+    ) -> None:
+        """Everything is on `device` (none: the CPU)."""
         torch.manual_seed(config.seed)
-        self.base = world.policy
+        self.device = device or torch.device("cpu")
+        self.base = world.policy.to(self.device)
         self.sampling = config.rollout.sampling
         self.policy = copy.deepcopy(world.policy)
         self.update = PolicyUpdate(
@@ -94,7 +98,8 @@ class Learner:
     def divergence(self, chunk: EvaluationChunk, rollouts: Rollouts) -> Divergence:
         """How far the policy is from the base on the clips that it sampled for a chunk."""
         tokens, conditions = (
-            torch.tensor(array).long() for array in (rollouts.tokens, rollouts.conditions)
+            torch.tensor(array, device=self.device).long()
+            for array in (rollouts.tokens, rollouts.conditions)
         )
         return divergence(chunk, self.policy, self.base, tokens, conditions, self.sampling)
 

@@ -54,8 +54,13 @@ def chunks_of(step: int, prompts: Sequence[Prompt], *, size: int) -> tuple[Chunk
 class RolloutWorker:
     """A world whose policy samples. `seconds` are the phases of the latest chunk."""
 
-    def __init__(self, world: World, sampling: SamplingConfig) -> None:
+    def __init__(
+        self, world: World, sampling: SamplingConfig, *, device: torch.device | None = None
+    ) -> None:
+        """The policy moves to `device` (none: the CPU); the codec stays on the CPU."""
         self.world = world
+        self.device = device or torch.device("cpu")
+        world.policy.to(self.device)
         self.engine = Engine(world.policy, sampling)
         self.seconds: Mapping[str, float] = {}
 
@@ -92,7 +97,7 @@ class RolloutWorker:
         with torch.inference_mode():
             conditions = self.world.conditioner([prompt.text for prompt in prompts])
             tokens, logprobs = self.engine.generate(
-                conditions, samples_per_prompt=samples_per_prompt, seeds=seeds
+                conditions.to(self.device), samples_per_prompt=samples_per_prompt, seeds=seeds
             )
             sampled = time.perf_counter()
             audio = np.asarray(self.world.decode(tokens), dtype=np.float32)

@@ -98,17 +98,20 @@ class Run:
 
         Raises FileNotFoundError when there is none, ValueError when none of them is whole.
         """
-        folders = self.checkpoint_folders()
+        folders, found = self.checkpoint_folders(), self.find_checkpoint()
         if not folders:
             raise FileNotFoundError(
                 f"no checkpoint in {self.folder / 'checkpoints'} to resume from"
             )
-        faults = {folder: checkpoint_fault(folder) for folder in reversed(folders)}
-        for folder, fault in faults.items():
-            if fault is None:
-                return folder
-        newest, fault = next(iter(faults.items()))
-        raise ValueError(f"no usable checkpoint to resume from: {newest} {fault}")
+        if found is None:
+            fault = checkpoint_fault(folders[-1])
+            raise ValueError(f"no usable checkpoint to resume from: {folders[-1]} {fault}")
+        return found
+
+    def find_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint, if any."""
+        whole = (p for p in reversed(self.checkpoint_folders()) if checkpoint_fault(p) is None)
+        return next(whole, None)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_text(self.summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -134,6 +137,12 @@ def heldout_chunks(config: TrainConfig) -> tuple[EvaluationChunk, ...]:
     """The evaluation prompts in batches of as many clips as a chunk of training."""
     size = config.rollout.prompts_per_chunk * config.rollout.samples_per_prompt
     return evaluation_chunks(heldout_prompts(config), size)
+
+
+def listening_chunk(config: TrainConfig) -> EvaluationChunk:
+    """The first evaluation prompts: the ones whose audio is kept."""
+    prompts = heldout_prompts(config)[: config.evaluation.audio_prompts]
+    return EvaluationChunk(first=0, prompts=prompts, mismatched=())
 
 
 def is_due(step: int, every: int) -> bool:

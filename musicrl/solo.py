@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from musicrl.config import TrainConfig
+from musicrl.device import role_device
 from musicrl.evaluation.heldout import EvaluationChunk, merge
 from musicrl.evaluation.judges import load_judges
 from musicrl.journal import Hearing, Iteration, Journal, add_up, first_clips
 from musicrl.learner import Learner
 from musicrl.prompts import draw
 from musicrl.rollout import Chunk, RolloutWorker, chunks_of
-from musicrl.run import Run, heldout_chunks, heldout_prompts, is_due, training_prompts
+from musicrl.run import Run, heldout_chunks, is_due, listening_chunk, training_prompts
 from musicrl.scorer import Scorer
 from musicrl.stop import StopRequest
 from musicrl.types import Clips, Experience, Rollouts
@@ -50,10 +51,13 @@ class Solo:
         self.config = config
         self.prompts = training_prompts(config)
         self.heldout = heldout_chunks(config)
-        self.heard = heldout_prompts(config)[: config.evaluation.audio_prompts]
+        self.heard = listening_chunk(config)
         world, sampling_world = load_worlds(config)
-        self.learner = Learner(world, config)
-        self.sampler = RolloutWorker(sampling_world, config.rollout.sampling)
+        sampler, learner = (
+            role_device(gpus) for gpus in (config.cluster.sampler_gpus, config.cluster.learner_gpus)
+        )
+        self.learner = Learner(world, config, device=learner)
+        self.sampler = RolloutWorker(sampling_world, config.rollout.sampling, device=sampler)
         self.scorer = Scorer(world, config.reward, load_judges(config.model.weights))
 
     def resume(self, run: Run) -> None:
@@ -71,7 +75,8 @@ class Solo:
             if is_due(step + 1, config.checkpoint_every):
                 self.learner.save(run)
             if is_due(step + 1, config.evaluation.every):
-                journal.heard(f"step_{step + 1:06d}", step + 1, self.heard, self.listen())
+                _, clips = self.sample_heldout(self.heard)
+                journal.heard(f"step_{step + 1:06d}", step + 1, self.heard.prompts, clips)
         self.learner.save(run)
 
     def iterate(self, step: int) -> Iteration:
@@ -118,19 +123,14 @@ class Solo:
             clips.append(audio)
             journal.display.advance()
         result = merge(scores, divergences, self.learner.stream_names)
-        return Hearing(result=result, prompts=self.heard, clips=first_clips(clips, self.heard))
+        prompts = self.heard.prompts
+        return Hearing(result=result, prompts=prompts, clips=first_clips(clips, prompts))
 
     def sample_heldout(self, chunk: EvaluationChunk) -> tuple[Rollouts, Clips]:
         with threads(self.config.cluster.sampler_threads):
             return self.sampler.generate_heldout(
                 chunk.prompts, first=chunk.first, version=self.learner.version
             )
-
-    def listen(self) -> Clips:
-        """The fixed prompts as the policy plays them now."""
-        with threads(self.config.cluster.sampler_threads):
-            version = self.learner.version
-            return self.sampler.generate_heldout(self.heard, first=0, version=version)[1]
 
 
 def load_worlds(config: TrainConfig) -> tuple[World, World]:

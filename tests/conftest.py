@@ -116,3 +116,20 @@ def configure(tiny_world: Path, tmp_path: Path) -> Configure:
         return build(TrainConfig, merge(short, settings), origin="test")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for all tests that need one; runs find it and leave it as it is."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=16,
+        include_dashboard=False,
+        object_store_memory=200 * 10**6,
+        logging_level="warning",
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()

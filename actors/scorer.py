@@ -1,0 +1,43 @@
+"""The scorer actor: a `Scorer` in a process of its own.
+
+Pure: a call may be repeated anywhere, and Ray may retry it. It knows no policy and no learner.
+"""
+
+from __future__ import annotations
+
+import os
+
+import ray
+import torch
+
+from musicrl.config import TrainConfig
+from musicrl.evaluation.heldout import ChunkScores, EvaluationChunk
+from musicrl.evaluation.judges import load_judges
+from musicrl.rollout import Chunk
+from musicrl.scorer import Scorer
+from musicrl.types import Clips, RewardBatch
+from musicrl.world import World
+
+
+class ScorerActor:
+    """Clips arrive as top-level arguments: Ray hands over views of the object store."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        torch.set_num_threads(config.cluster.scorer_threads)
+        self.samples_per_prompt = config.rollout.samples_per_prompt
+        world = World.load(config.model.weights, config.model.policy)
+        self.scorer = Scorer(world, config.reward, load_judges(config.model.weights))
+
+    def ping(self) -> int:
+        """The process id: the actor is up."""
+        return os.getpid()
+
+    @ray.method(num_returns=2)
+    def score(self, chunk: Chunk, clips: Clips) -> tuple[RewardBatch, float]:
+        """Rewards of a chunk's clips, and the seconds that they took."""
+        prompts = [prompt for prompt in chunk.prompts for _ in range(self.samples_per_prompt)]
+        return self.scorer.score(prompts, clips), self.scorer.seconds
+
+    def evaluate(self, chunk: EvaluationChunk, clips: Clips) -> ChunkScores:
+        """Rewards, mismatched rewards and judges of held-out clips."""
+        return self.scorer.evaluate(chunk, clips)

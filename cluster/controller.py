@@ -1,0 +1,339 @@
+"""The controller: one loop that moves references between actors, never bytes.
+
+    prompts ─► reserve ─► sample ────────► score ────────► replay ─► learn ─► publish
+                 ▲        any idle         any idle                  the        │
+                 │        sampler          scorer                    learner    │
+                 │           ▲                                                  │
+                 │           └───────── weights, once per version ◄─────────────┤
+                 └───────────────────── slots, once the weights are out ◄───────┘
+
+A slot is room for one prompt, and there are (max_lag + 1) x prompts_per_step of them. A chunk of
+prompts takes its slots before it is sampled and gives them back when the version trained on it has
+been published. With max_lag 0 the samplers therefore wait for the learner and the run equals
+`musicrl solo` bit for bit; with max_lag 1 they make the next step's chunks meanwhile. Nothing else
+in this file differs between the two.
+
+What fails: a chunk whose sampler died, or whose bytes were lost, goes to the front of the queue and
+is made again from its own seeds; a dead scorer's chunk is scored by another; a dead learner is
+started again from the newest checkpoint, with an empty replay. Whatever was in flight then belongs
+to an older epoch and is ignored. Errors that are nobody's death end the run, and so does a task
+that misses its deadline, which is named.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.pool import Peer
+from actors.sampler import SampleReport
+from cluster.fleet import Fleet
+from cluster.replay import Entry, Replay
+from cluster.supervise import Fault, Lost, Pending, Result, Task
+from musicrl.config import TrainConfig
+from musicrl.journal import Iteration, Journal, add_up
+from musicrl.learner import StepReport
+from musicrl.prompts import draw
+from musicrl.rollout import Chunk, chunks_of
+from musicrl.run import is_due, listening_chunk
+from musicrl.stop import StopRequest
+from musicrl.types import Prompt
+
+TICK_SECONDS = 0.5
+"""Longest wait without looking at deadlines and at a request to stop."""
+MAX_ATTEMPTS = 5
+"""Times that a chunk is made, or a learner started, before the run gives up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A chunk between sampler and scorer."""
+
+    chunk: Chunk
+    rollouts: Any
+    """Reference to Rollouts."""
+    clips: Any
+    """Reference to Clips; the last one, so that scoring frees the audio."""
+    report: SampleReport
+
+
+class Controller:
+    """Trains until the last step, or until it is asked to stop."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        prompts: Sequence[Prompt],
+        fleet: Fleet,
+        journal: Journal,
+        stop: StopRequest,
+    ) -> None:
+        self.config = config
+        self.prompts = prompts
+        self.fleet = fleet
+        self.pending: Pending = fleet.pending
+        self.journal = journal
+        self.stop = stop
+        self.heard = listening_chunk(config)
+        self.epoch = 0
+        self.failures: Counter[object] = Counter()
+        self.lost_rollouts = 0
+        self.handlers: dict[str, Callable[[Task, Result], None]] = {
+            "sample": self.sampled,
+            "score": self.scored,
+            "learn": self.learned,
+            "save": self.saved,
+            "listen": self.listened,
+            "restart": self.fleet.restarted,
+        }
+
+    # The loop.
+
+    def train(self, version: int, weights: Any) -> tuple[int, Any]:
+        """Train from `version`, whose weights a reference stands for; the same at the end."""
+        self.begin(version, weights)
+        while self.is_running:
+            if not self.stop.is_requested:
+                self.reserve()
+                self.listen()
+                self.sample()
+                self.score()
+                self.learn()
+            self.collect()
+        self.save()
+        while self.pending.count("save"):
+            self.collect()
+        return self.version, self.weights
+
+    @property
+    def is_running(self) -> bool:
+        if self.stop.is_requested:
+            return bool(self.pending.count("learn", "save"))
+        is_open = bool(self.unheard) or bool(self.pending.count("save", "listen"))
+        return self.version < self.config.iterations or is_open
+
+    def begin(self, version: int, weights: Any) -> None:
+        """Start, or start again, at a version: nothing reserved, nothing in flight that counts."""
+        self.epoch += 1
+        self.version, self.weights = version, weights
+        self.next_step = version
+        self.replay = Replay(
+            prompts_per_step=self.config.rollout.prompts_per_step,
+            max_lag=self.config.cluster.max_lag,
+        )
+        self.unsampled: deque[Chunk] = deque()
+        self.unscored: deque[Sampled] = deque()
+        self.unheard: deque[tuple[int, Any]] = deque()
+        self.waiting_since = self.learned_at = time.monotonic()
+
+    # What is sent out, in the order in which data flows.
+
+    def reserve(self) -> None:
+        """Draw the prompts of the next steps, as far as there are slots for them."""
+        rollout = self.config.rollout
+        while self.next_step < self.config.iterations and self.replay.has_room(
+            rollout.prompts_per_step
+        ):
+            prompts = draw(self.prompts, self.config.seed, self.next_step, rollout.prompts_per_step)
+            for chunk in chunks_of(self.next_step, prompts, size=rollout.prompts_per_chunk):
+                self.replay.reserve(chunk)
+                self.unsampled.append(chunk)
+            self.next_step += 1
+
+    def listen(self) -> None:
+        """Have the fixed prompts played with the weights of the steps at which that is due."""
+        while self.unheard and self.fleet.samplers.is_idle:
+            (version, weights), peer = self.unheard.popleft(), self.fleet.samplers.take()
+            _, clips, report = peer.actor.generate_heldout.remote(self.heard, version, [weights])
+            doing = f"playing the fixed prompts with version {version}"
+            self.send(report, "listen", peer, doing, (version, weights), (clips,))
+
+    def sample(self) -> None:
+        """Give the oldest chunks to idle samplers, with the newest weights."""
+        while self.unsampled and self.fleet.samplers.is_idle:
+            chunk, peer = self.unsampled.popleft(), self.fleet.samplers.take()
+            rollouts, clips, report = peer.actor.generate.remote(
+                chunk, self.version, [self.weights]
+            )
+            doing = f"sampling {chunk} with version {self.version}"
+            self.send(report, "sample", peer, doing, chunk, (rollouts, clips))
+
+    def score(self) -> None:
+        """Give the oldest sampled chunks to idle scorers."""
+        while self.unscored and self.fleet.scorers.is_idle:
+            sampled, peer = self.unscored.popleft(), self.fleet.scorers.take()
+            rewards, seconds = peer.actor.score.remote(sampled.chunk, sampled.clips)
+            self.send(seconds, "score", peer, f"scoring {sampled.chunk}", sampled, (rewards,))
+
+    def learn(self) -> None:
+        """Give the learner its next step, once all of its chunks are there."""
+        if self.pending.count("learn"):
+            return
+        self.unsampled.extendleft(reversed(self.replay.evict(self.version)))
+        entries = self.replay.take(self.version, self.version)
+        if not entries:
+            return
+        peer, pairs = self.fleet.learner, [(entry.rollouts, entry.rewards) for entry in entries]
+        report, weights = peer.actor.step.remote(self.version, pairs)
+        waited = {"wait": time.monotonic() - self.waiting_since}
+        seconds = add_up([waited, *(entry.seconds for entry in entries)])
+        self.send(report, "learn", peer, f"training step {self.version}", seconds, (weights,))
+
+    def save(self) -> None:
+        """Have the learner write a checkpoint of its version."""
+        path = self.fleet.learner.actor.save.remote()
+        doing = f"writing the checkpoint of version {self.version}"
+        self.send(path, "save", self.fleet.learner, doing, None, ())
+
+    def send(
+        self,
+        reference: Any,
+        kind: str,
+        peer: Peer,
+        doing: str,
+        subject: Any,
+        outputs: tuple[Any, ...],
+    ) -> None:
+        task = Task(
+            kind=kind, peer=peer, doing=doing, subject=subject, outputs=outputs, epoch=self.epoch
+        )
+        self.pending.add(reference, task)
+
+    # What comes back.
+
+    def collect(self) -> None:
+        """Wait a moment for whatever finishes first, and handle all that has finished."""
+        for task, result in self.pending.wait(TICK_SECONDS):
+            self.handlers[task.kind](task, result)
+
+    def sampled(self, task: Task, result: Result) -> None:
+        """A chunk has been sampled and decoded: on to a scorer."""
+        if isinstance(result, Lost):
+            return self.lose_chunk(task, task.subject, result)
+        self.fleet.samplers.give(task.peer)
+        if self.is_current(task):
+            rollouts, clips = task.outputs
+            self.unscored.append(
+                Sampled(chunk=task.subject, rollouts=rollouts, clips=clips, report=result)
+            )
+
+    def scored(self, task: Task, result: Result) -> None:
+        """A chunk has its rewards: it is experience now, and its audio is dropped."""
+        sampled: Sampled = task.subject
+        if isinstance(result, Lost):
+            return self.lose_score(task, sampled, result)
+        self.fleet.scorers.give(task.peer)
+        if self.is_current(task):
+            self.replay.put(
+                Entry(
+                    chunk=sampled.chunk,
+                    rollouts=sampled.rollouts,
+                    rewards=task.outputs[0],
+                    version=sampled.report.version,
+                    num_bytes=sampled.report.num_bytes,
+                    seconds={**sampled.report.seconds, "score": result},
+                )
+            )
+
+    def learned(self, task: Task, result: Result) -> None:
+        """A version is trained and published: free its slots, tell people, keep it if it is due."""
+        if not self.is_current(task):
+            return
+        if isinstance(result, Lost):
+            return self.lose_step(result)
+        self.version, (self.weights,) = result.step + 1, task.outputs
+        replay_bytes = self.replay.num_bytes
+        self.replay.release(result.step)
+        self.replay.check_integrity()
+        self.record(result, task.subject, replay_bytes)
+        if is_due(self.version, self.config.checkpoint_every):
+            self.save()
+        if is_due(self.version, self.config.evaluation.every):
+            self.unheard.append((self.version, self.weights))
+
+    def record(self, report: StepReport, seconds: dict[str, float], replay_bytes: int) -> None:
+        now = time.monotonic()
+        self.journal.record(
+            Iteration(
+                report=report,
+                seconds=add_up([seconds, report.seconds]),
+                wall_seconds=now - self.learned_at,
+                lost_rollouts=self.lost_rollouts,
+                replay_bytes=replay_bytes,
+            )
+        )
+        self.lost_rollouts = 0
+        self.waiting_since = self.learned_at = now
+
+    def listened(self, task: Task, result: Result) -> None:
+        """The fixed prompts have been played."""
+        version, weights = task.subject
+        if isinstance(result, Lost):
+            self.fleet.retire(self.fleet.samplers, task, result)
+            self.unheard.append((version, weights))
+            return self.count_failure(f"playing version {version}", result)
+        clips = self.pending.call(task.outputs[0], task.peer, task.doing)
+        self.fleet.samplers.give(task.peer)
+        self.journal.heard(f"step_{version:06d}", version, self.heard.prompts, clips)
+
+    def saved(self, task: Task, result: Result) -> None:
+        """A checkpoint is on disk (or its learner died, which the next step would show)."""
+        if isinstance(result, Lost) and self.is_current(task):
+            self.revive_learner(result)
+
+    # What goes wrong.
+
+    def lose_chunk(self, task: Task, chunk: Chunk, lost: Lost) -> None:
+        """Its sampler died: the chunk is made again, from the same seeds."""
+        self.fleet.retire(self.fleet.samplers, task, lost)
+        if self.is_current(task):
+            self.unsampled.appendleft(chunk)
+            self.lost_rollouts += 1
+            self.count_failure(chunk, lost)
+
+    def lose_score(self, task: Task, sampled: Sampled, lost: Lost) -> None:
+        """Its scorer died: another scores it. Its audio is lost: it is made again."""
+        self.fleet.retire(self.fleet.scorers, task, lost)
+        if not self.is_current(task):
+            return
+        if lost.fault is Fault.PEER:
+            self.unscored.appendleft(sampled)
+        else:
+            self.unsampled.appendleft(sampled.chunk)
+            self.lost_rollouts += 1
+        self.count_failure(sampled.chunk, lost)
+
+    def lose_step(self, lost: Lost) -> None:
+        """The learner died, or rollouts that it was to read are gone."""
+        if lost.fault is Fault.PEER:
+            return self.revive_learner(lost)
+        chunks = self.replay.remake(self.version)
+        self.unsampled.extendleft(reversed(chunks))
+        self.lost_rollouts += len(chunks)
+        self.count_failure(f"training step {self.version}", lost)
+
+    def revive_learner(self, lost: Lost) -> None:
+        """Start another learner from the newest checkpoint, or from the base without one."""
+        self.count_failure("the learner", lost)
+        self.fleet.replace_learner()
+        peer, checkpoint, version = self.fleet.learner, self.journal.run.find_checkpoint(), 0
+        if checkpoint is not None:
+            restoring = peer.actor.restore.remote(checkpoint)
+            version = self.pending.call(restoring, peer, f"restoring {checkpoint}")
+        self.journal.display.say(f"a new learner goes on from version {version}")
+        self.begin(version, peer.actor.weights.remote())
+
+    def count_failure(self, what: object, lost: Lost) -> None:
+        """Tell people, and give up after too many. Raises ConnectionError."""
+        self.failures[what] += 1
+        self.journal.display.say(f"{what} failed: {lost}")
+        if self.failures[what] >= MAX_ATTEMPTS:
+            raise ConnectionError(f"{what} failed {MAX_ATTEMPTS} times; at last, {lost}")
+
+    def is_current(self, task: Task) -> bool:
+        """Whether a task was sent by this learner's loop and not before its restart."""
+        return task.epoch == self.epoch

@@ -1,0 +1,135 @@
+"""The fleet: the actors of a run, what they need of the machines, and how they come to life.
+
+Samplers restart for ever and their tasks are never retried (a lost rollout is made again from its
+seeds); scorers are pure, so Ray retries them; a learner never restarts by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from actors.pool import Peer, Pool
+from actors.sampler import SamplerActor
+from actors.scorer import ScorerActor
+from cluster.supervise import Fault, Lost, Pending, Result, Task
+from learners.learner import LearnerActor
+from musicrl.config import ClusterConfig, TrainConfig
+
+SCORER_RETRIES = 3
+
+
+class Fleet:
+    """Started together; `stop` ends every actor."""
+
+    def __init__(self, config: TrainConfig, pending: Pending) -> None:
+        """Raises TimeoutError or ConnectionError naming the actor that did not come up."""
+        cluster = config.cluster
+        self.config = config
+        self.pending = pending
+        self.sampler_peers = [
+            Peer(name=f"sampler {i}", actor=start_sampler(config))
+            for i in range(cluster.num_samplers)
+        ]
+        self.scorer_peers = [
+            Peer(name=f"scorer {i}", actor=start_scorer(config)) for i in range(cluster.num_scorers)
+        ]
+        self.learner = Peer(name="learner", actor=start_learner(config))
+        self._await([*self.sampler_peers, *self.scorer_peers, self.learner])
+        self.samplers, self.scorers = Pool(self.sampler_peers), Pool(self.scorer_peers)
+
+    def replace_learner(self) -> None:
+        """Start another learner, at the base policy, in place of one that died."""
+        ray.kill(self.learner.actor)
+        self.learner = Peer(name="learner", actor=start_learner(self.config))
+        self._await([self.learner])
+
+    def retire(self, pool: Pool, task: Task, lost: Lost) -> None:
+        """A peer whose task failed rests until it answers; Ray is starting it again."""
+        if lost.fault is Fault.BYTES:
+            return pool.give(task.peer)
+        ping = task.peer.actor.ping.options(max_task_retries=-1).remote()
+        self.pending.add(
+            ping, Task(kind="restart", peer=task.peer, doing="restarting", subject=pool)
+        )
+
+    def restarted(self, task: Task, result: Result) -> None:
+        """A peer that had died answers again, or never will.
+
+        Raises ConnectionError when nobody is left to do its work.
+        """
+        pool: Pool = task.subject
+        if isinstance(result, Lost):
+            return pool.drop(task.peer)
+        pool.give(task.peer)
+
+    def stop(self) -> None:
+        for peer in (*self.sampler_peers, *self.scorer_peers, self.learner):
+            ray.kill(peer.actor)
+
+    def _await(self, peers: Sequence[Peer]) -> None:
+        pings = [peer.actor.ping.remote() for peer in peers]
+        for peer, ping in zip(peers, pings, strict=True):
+            self.pending.call(ping, peer, "starting")
+
+
+def start_sampler(config: TrainConfig) -> Any:
+    cluster = config.cluster
+    actor = ray.remote(SamplerActor).options(
+        num_cpus=cluster.sampler_threads,
+        num_gpus=cluster.sampler_gpus,
+        max_restarts=-1,
+        max_task_retries=0,
+    )
+    return actor.remote(config)
+
+
+def start_scorer(config: TrainConfig) -> Any:
+    cluster = config.cluster
+    actor = ray.remote(ScorerActor).options(
+        num_cpus=cluster.scorer_threads,
+        num_gpus=cluster.scorer_gpus,
+        max_restarts=-1,
+        max_task_retries=SCORER_RETRIES,
+    )
+    return actor.remote(config)
+
+
+def start_learner(config: TrainConfig) -> Any:
+    cluster = config.cluster
+    actor = ray.remote(LearnerActor).options(
+        num_cpus=cluster.learner_threads,
+        num_gpus=cluster.learner_gpus,
+        max_restarts=0,
+        max_task_retries=0,
+    )
+    return actor.remote(config)
+
+
+def needed_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """What all actors together ask of Ray."""
+    samplers, scorers = cluster.num_samplers, cluster.num_scorers
+    return {
+        "CPU": float(
+            samplers * cluster.sampler_threads
+            + scorers * cluster.scorer_threads
+            + cluster.learner_threads
+        ),
+        "GPU": samplers * cluster.sampler_gpus
+        + scorers * cluster.scorer_gpus
+        + cluster.learner_gpus,
+    }
+
+
+def check_resources(cluster: ClusterConfig, available: dict[str, float]) -> None:
+    """Raise ValueError saying what a Ray cluster lacks for this run."""
+    for name, needed in needed_resources(cluster).items():
+        has = available.get(name, 0.0)
+        if has < needed:
+            raise ValueError(
+                f"the Ray cluster has {has:g} {name}s, but this run needs {needed:g}: "
+                f"{cluster.num_samplers} samplers, {cluster.num_scorers} scorers and the learner "
+                "(see the threads and GPUs under `cluster`)"
+            )

@@ -1,0 +1,79 @@
+"""A whole run on Ray: evaluate, train, evaluate, summarise; `musicrl.solo.solo` with actors.
+
+Reads what it needs before anything is started, so that a user's mistake costs no time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from cluster.connection import connected
+from cluster.controller import Controller
+from cluster.fleet import Fleet, check_resources
+from cluster.heldout import Heldout
+from cluster.supervise import Pending
+from musicrl.config import TrainConfig
+from musicrl.evaluation.judges import load_judges
+from musicrl.journal import Journal
+from musicrl.run import Run, heldout_chunks, training_prompts
+from musicrl.stop import StopRequest
+from musicrl.types import Prompt
+from musicrl.world import World
+
+
+def run_training(config: TrainConfig) -> dict[str, Any]:
+    """Train as `config` says; returns the summary that it leaves in `<out>/summary.json`."""
+    prompts, stream_names = preflight(config)
+    run = Run.start(config)
+    with StopRequest() as stop, Journal(config, run) as journal, connected(config.cluster):
+        check_resources(config.cluster, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        pending = Pending(store=ray, timeout_seconds=config.cluster.task_timeout_seconds)
+        journal.display.say("starting the actors")
+        fleet = Fleet(config, pending)
+        try:
+            return _run(config, prompts, stream_names, fleet, journal, stop)
+        finally:
+            fleet.stop()
+
+
+def _run(
+    config: TrainConfig,
+    prompts: tuple[Prompt, ...],
+    stream_names: tuple[str, ...],
+    fleet: Fleet,
+    journal: Journal,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    heldout = Heldout(config, fleet, journal, stop)
+    version, weights = 0, fleet.learner.actor.weights.remote()
+    journal.evaluated("before", 0, heldout.evaluate(version, weights, stream_names))
+    if config.resume:
+        version, weights = resume(fleet, journal.run)
+    journal.begin_training(version)
+    controller = Controller(config, prompts=prompts, fleet=fleet, journal=journal, stop=stop)
+    version, weights = controller.train(version, weights)
+    journal.evaluated("after", version, heldout.evaluate(version, weights, stream_names))
+    return journal.finish(version)
+
+
+def resume(fleet: Fleet, run: Run) -> tuple[int, Any]:
+    """Move the learner to the run's newest checkpoint: its version and a reference to it."""
+    checkpoint, peer = run.newest_checkpoint(), fleet.learner
+    restoring = peer.actor.restore.remote(checkpoint)
+    version: int = fleet.pending.call(restoring, peer, f"restoring {checkpoint}")
+    return version, peer.actor.weights.remote()
+
+
+def preflight(config: TrainConfig) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """The training prompts and the names of the streams.
+
+    Raises FileNotFoundError or ValueError naming what no actor could load.
+    """
+    if config.cluster.scorer_gpus:
+        raise ValueError(f"cluster.scorer_gpus {config.cluster.scorer_gpus:g}: rewards run on CPU")
+    world = World.load(config.model.weights, config.model.policy)
+    load_judges(config.model.weights)
+    heldout_chunks(config)
+    return training_prompts(config), world.layout.stream_names
