@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from cluster.cli import EXIT_FAULT, main
 from musicrl.audio import read_wav_with_rate, write_wav
 from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.config import load_config
-from musicrl.world import SHIPPED
 
 ROOT = Path(__file__).parent.parent.parent
 NO_POLICY = "no policy at no/run: neither a file, nor a checkpoint, nor a run"
@@ -28,6 +28,20 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     assert not out
     assert err.count("\n") == 1
     return err.rstrip("\n")
+
+
+def short_run(world: Path) -> list[str]:
+    """Options of a run that takes a second."""
+    flags = (
+        f"--model.weights {world} --iterations 2 --rollout.prompts-per-step 4 "
+        "--rollout.prompts-per-chunk 2 --rollout.samples-per-prompt 2 --evaluation.prompts 6 "
+        "--evaluation.audio-prompts 2 --cluster.learner-threads 1 --cluster.object-store-mb 100"
+    )
+    return flags.split()
+
+
+def changes(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if "change" in line]
 
 
 def run_process(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -84,59 +98,106 @@ def test_a_missing_policy(verb: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("verb", ["train", "solo"])
-def test_nothing_to_resume(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([verb, "--resume", "--out", str(tmp_path)]) == EXIT_FAULT
+def test_nothing_to_resume(
+    verb: str, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*short_run(tiny_world), "--resume", "--out", str(tmp_path)]
+    assert main([verb, *args]) == EXIT_FAULT
     err = capsys.readouterr().err
     assert err == f"musicrl: no checkpoint in {tmp_path / 'checkpoints'} to resume from\n"
 
 
-def test_a_policy_of_another_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors, config = load_tensors(SHIPPED / "policy.safetensors", kind="policy")
+def test_a_policy_of_another_shape(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, config = load_tensors(tiny_world / "policy.safetensors", kind="policy")
     name = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
     tensors[name] = torch.zeros(3, 3)
     path = tmp_path / "policy.safetensors"
     save_tensors(path, tensors, kind="policy", config=config)
-    sentence = refusal(capsys, "sample", "a tune", "--policy", str(path))
+    args = ["--weights", str(tiny_world), "--policy", str(path)]
+    sentence = refusal(capsys, "sample", "a tune", *args)
     assert sentence.startswith(f"musicrl: {path}: tensor {name!r} has shape (3, 3), expected")
 
 
-def test_a_truncated_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_policy(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "policy.safetensors"
-    path.write_bytes((SHIPPED / "policy.safetensors").read_bytes()[:5000])
-    sentence = refusal(capsys, "sample", "a tune", "--policy", str(path))
+    path.write_bytes((tiny_world / "policy.safetensors").read_bytes()[:5000])
+    args = ["--weights", str(tiny_world), "--policy", str(path)]
+    sentence = refusal(capsys, "sample", "a tune", *args)
     assert sentence.startswith(f"musicrl: {path} is not a readable safetensors file")
 
 
-def test_an_unreadable_wav(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_wav(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(b"RIFF, or not")
-    sentence = refusal(capsys, "score", "a tune", str(path))
+    sentence = refusal(capsys, "score", "a tune", str(path), "--weights", str(tiny_world))
     assert sentence.startswith(f"musicrl: {path} is not a readable audio file")
 
 
 def test_score_gives_a_silent_file_no_number(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tone = np.sin(np.arange(32000, dtype=np.float32) * 0.1) * 0.5
     files = {"tone.wav": tone, "silence.wav": np.zeros(32000, np.float32)}
     for name, audio in files.items():
         write_wav(tmp_path / name, audio, 16000)
-    assert main(["score", "a slow fiddle tune", *(str(tmp_path / n) for n in files)]) == 0
+    words = ["a slow tune", *(str(tmp_path / name) for name in files)]
+    assert main(["score", *words, "--weights", str(tiny_world)]) == 0
     heard, silent = capsys.readouterr().out.splitlines()[1:]
     assert -1 <= float(heard.split("\t")[1]) <= 1
     assert silent.split("\t")[:2] == [str(tmp_path / "silence.wav"), "-"]
 
 
-def test_sample_is_decided_by_the_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_is_decided_by_the_seed(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for out, seed in (("a", 3), ("b", 3), ("c", 4)):
-        args = ["sample", "a slow fiddle tune", "--out", str(tmp_path / out), "--seed", str(seed)]
-        assert main(args) == 0
+        args = ["--out", str(tmp_path / out), "--seed", str(seed), "--weights", str(tiny_world)]
+        assert main(["sample", "a slow tune", *args]) == 0
     printed = capsys.readouterr().out.split()
     clips = [read_wav_with_rate(Path(path)) for path in printed]
     assert [rate for _, rate in clips] == [16000] * 3
     first, again, other = (audio for audio, _ in clips)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_a_run_is_repeated_by_its_own_config_and_measured_again(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert main(["solo", *short_run(tiny_world), "--out", str(first)]) == 0
+    printed = capsys.readouterr().out
+    assert f"before/after {first / 'audio'}" in printed
+    assert len(list((first / "audio" / "after").glob("*.wav"))) == 2
+    assert main(["solo", str(first / "config.yaml"), "--out", str(again)]) == 0
+    assert changes(capsys.readouterr().out) == changes(printed)
+    args = ["--weights", str(tiny_world), "--prompts", "6", "--json", str(tmp_path / "e.json")]
+    assert main(["evaluate", str(first), *args]) == 0
+    measured = json.loads((tmp_path / "e.json").read_text())["rows"][str(first)]["figures"]
+    summary = json.loads((first / "summary.json").read_text())["evaluation"]
+    assert measured["reward"] == pytest.approx(summary["after"]["reward"], abs=1e-6)
+    assert main(["spread", str(first), str(again), "--json", str(tmp_path / "s.json")]) == 0
+    spread = json.loads((tmp_path / "s.json").read_text())
+    assert spread["change"]["reward"]["standard_deviation"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_train_prints_the_figures_of_solo(
+    tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("train", "solo"):
+        assert main([verb, *short_run(tiny_world), "--out", str(tmp_path / verb)]) == 0
+    out = capsys.readouterr().out
+    train, solo = out[: out.rindex("samples per step")], out[out.rindex("samples per step") :]
+    assert changes(train)
+    assert changes(train) == changes(solo)
 
 
 def test_config_prints_what_loads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
