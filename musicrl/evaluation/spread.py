@@ -88,18 +88,18 @@ def spread(runs: Sequence[RunFigures]) -> dict[str, object]:
 
 
 def spread_table(runs: Sequence[RunFigures]) -> Table:
-    """One row a run, then the mean and the standard deviation over runs."""
-    columns = _columns(runs, "change")
-    changes = [f"{name}, change" for name in columns]
-    table = Table("run", "seed", "reward before", "reward after", *changes, "KL, nats a clip")
-    for run in runs:
-        ends = [f"{side.get('reward', np.nan):.3f}" for side in (run.before, run.after)]
-        cells = [f"{run.change.get(name, np.nan):+.3f}" for name in columns]
-        kl = "-" if run.kl is None else f"{run.kl:.1f}"
-        table.add_row(str(run.path.parent), str(run.seed), *ends, *cells, kl, end_section=True)
-    sides = [_columns(runs, side).get("reward", np.array([])) for side in ("before", "after")]
-    cells = [_mean_and_deviation(values) for values in (*sides, *columns.values(), _kl(runs))]
-    table.add_row("mean ± SD over runs", "", *cells)
+    """One column a run, then the mean and the standard deviation over runs."""
+    heads = [f"{run.path.parent.name}, seed {run.seed}" for run in runs]
+    table = Table("figure", *heads, "mean ± SD over runs")
+    for side in ("before", "after"):
+        if (values := _columns(runs, side).get("reward")) is not None:
+            cells = (f"{value:.3f}" for value in values)
+            table.add_row(f"reward {side}", *cells, _mean_and_deviation(values))
+    for name, values in _columns(runs, "change").items():
+        cells = (f"{value:+.3f}" for value in values)
+        table.add_row(f"{name}, change", *cells, _mean_and_deviation(values))
+    kls = ["-" if run.kl is None else f"{run.kl:.1f}" for run in runs]
+    table.add_row("KL, nats a clip", *kls, _mean_and_deviation(_kl(runs)))
     return table
 
 

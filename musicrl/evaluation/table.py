@@ -1,4 +1,4 @@
-"""Evaluations as tables for the terminal: one row a policy, means with standard errors."""
+"""Evaluations as tables for the terminal: one column a policy, means ± standard errors."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ from musicrl.evaluation.heldout import EvaluationResult
 
 
 def result_table(results: Mapping[str, EvaluationResult]) -> Table:
-    """Every column of every row, with the divergence from the base and the entropy."""
-    columns = list(dict.fromkeys(name for result in results.values() for name in result.columns))
-    table = Table("policy", *columns, "KL to base, nats a clip", "entropy, nats a token")
-    for name, result in results.items():
-        figures = result.figures
-        cells = [str(figures[column]) if column in figures else "-" for column in columns]
-        table.add_row(name, *cells, _divergence(result), _entropy(result))
+    """Every figure of every policy, with the divergence from the base and the entropy."""
+    names = list(dict.fromkeys(name for result in results.values() for name in result.columns))
+    table = Table("figure", *results)
+    figures = [result.figures for result in results.values()]
+    for name in names:
+        table.add_row(name, *(str(row[name]) if name in row else "-" for row in figures))
+    table.add_row("KL to base, nats a clip", *map(_divergence, results.values()))
+    streams = dict.fromkeys(name for result in results.values() for name in result.entropy)
+    for stream in streams:
+        cells = (_entropy(result, stream) for result in results.values())
+        table.add_row(f"entropy of {stream}, nats", *cells)
     return table
 
 
 def difference_table(changes: Mapping[str, Mapping[str, Figure]]) -> Table:
     """Paired differences from the base."""
-    columns = list(dict.fromkeys(name for row in changes.values() for name in row))
-    table = Table("minus base, paired", *columns)
-    for name, row in changes.items():
-        table.add_row(name, *(signed(row[column]) if column in row else "-" for column in columns))
+    names = list(dict.fromkeys(name for row in changes.values() for name in row))
+    table = Table("minus base, paired", *changes)
+    for name in names:
+        cells = (signed(row[name]) if name in row else "-" for row in changes.values())
+        table.add_row(name, *cells)
     return table
 
 
@@ -39,6 +44,5 @@ def _divergence(result: EvaluationResult) -> str:
     return f"{figure(result.kl['total']).mean:.1f}" if result.kl else "-"
 
 
-def _entropy(result: EvaluationResult) -> str:
-    means = [f"{figure(column).mean:.2f}" for column in result.entropy.values()]
-    return " ".join(means) or "-"
+def _entropy(result: EvaluationResult, stream: str) -> str:
+    return f"{figure(result.entropy[stream]).mean:.2f}" if stream in result.entropy else "-"
