@@ -56,7 +56,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         mixed = self.mix(hidden).transpose(1, 2)
-        return hidden + self.down(F.gelu(self.up(self.norm(mixed)))).transpose(1, 2)
+        change: Tensor = self.down(F.gelu(self.up(self.norm(mixed))))
+        return hidden + change.transpose(1, 2)
 
 
 class AudioTower(nn.Module):
@@ -76,15 +77,16 @@ class AudioTower(nn.Module):
         self.out = nn.Linear(2 * width, config.embedding_size)
 
     def forward(self, mel: Tensor) -> Tensor:
-        hidden = self.stem(mel)
+        hidden: Tensor = self.stem(mel)
         for block in self.blocks:
             hidden = block(hidden)
         pooled = torch.cat([hidden.mean(2), hidden.amax(2)], dim=1)
-        return self.out(self.norm(pooled))
+        vectors: Tensor = self.out(self.norm(pooled))
+        return vectors
 
     def features(self, mel: Tensor) -> Tensor:
         """The middle layer, [B, width, frames / 4]."""
-        hidden = self.stem(mel)
+        hidden: Tensor = self.stem(mel)
         for block in self.blocks[: self.semantic_block]:
             hidden = block(hidden)
         return hidden

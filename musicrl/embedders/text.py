@@ -46,7 +46,8 @@ class TextTower(nn.Module):
             padded + self.positions[: padded.shape[1]], src_key_padding_mask=is_pad
         )
         summed = hidden.masked_fill(is_pad[..., None], 0).sum(1)
-        return self.out(summed / lengths[:, None].to(device))
+        out: Tensor = self.out(summed / lengths[:, None].to(device))
+        return out
 
 
 def split_words(text: str) -> list[str]:

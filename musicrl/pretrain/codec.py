@@ -108,4 +108,5 @@ def _chroma_correlation(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
     centred = [x - x.mean(1, keepdim=True) for x in chroma]
     scale = centred[0].norm(dim=1) * centred[1].norm(dim=1)
     correlation = (centred[0] * centred[1]).sum(1) / scale.clamp(min=1e-6)
-    return (correlation * sounding).sum(1) / sounding.sum(1).clamp(min=1)
+    mean: Tensor = (correlation * sounding).sum(1) / sounding.sum(1).clamp(min=1)
+    return mean

@@ -16,6 +16,7 @@ from statistics import median
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from musicrl.pretrain.attributes import (
     INSTRUMENTS,
@@ -183,15 +184,19 @@ def find_mode(events: list[tuple[float, float, int, int]]) -> tuple[int, str | N
     histogram = np.zeros(12)
     for _, length, pitch, _ in events:
         histogram[pitch % 12] += length
-    scores = {
-        (mode, tonic): float(np.corrcoef(np.roll(profile, tonic), histogram)[0, 1])
-        for mode, profile in KRUMHANSL.items()
-        for tonic in range(12)
-    }
-    best = {mode: max(range(12), key=lambda t, m=mode: scores[m, t]) for mode in KRUMHANSL}
-    major, minor = scores["major", best["major"]], scores["minor", best["minor"]]
-    leader = "major" if major >= minor else "minor"
-    return best[leader], leader if abs(major - minor) >= MODE_MARGIN else None
+    (major, major_tonic), (minor, minor_tonic) = (
+        max((_fit(np.roll(profile, tonic), histogram), tonic) for tonic in range(12))
+        for profile in (KRUMHANSL["major"], KRUMHANSL["minor"])
+    )
+    leader, tonic = ("major", major_tonic) if major >= minor else ("minor", minor_tonic)
+    return tonic, leader if abs(major - minor) >= MODE_MARGIN else None
+
+
+def _fit(profile: NDArray[np.float64], histogram: NDArray[np.float64]) -> float:
+    """Correlation; 0 where the histogram is flat."""
+    centred = [x - x.mean() for x in (profile, histogram)]
+    scale = float(np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))
+    return float(centred[0] @ centred[1]) / scale if scale > 1e-9 else 0.0
 
 
 def _accompany(

@@ -49,15 +49,16 @@ def write_prompts(config: PromptStageConfig) -> dict[str, float]:
 
 def _rows(data: WorldData, split: str, count: int, seed: int) -> list[dict[str, str | None]]:
     """Distinct captions; held-out ones name every attribute."""
-    rng, seen, rows = Random(f"{seed}/{split}"), set[str](), []
+    rng, seen = Random(f"{seed}/{split}"), set[str]()
+    rows: list[dict[str, str | None]] = []
     for index in rng.sample(range(len(data)), len(data)):
         attributes = data.attributes[index]
         text = caption(attributes, rng, complete=split == "heldout")
         if text in seen:
             continue
         seen.add(text)
-        row = {"id": f"{split}-{len(rows):04d}", "text": text, "split": split}
-        rows.append({**row, "source": "embedded world", **attributes.as_row()})
+        named = {"id": f"{split}-{len(rows):04d}", "text": text, "split": split}
+        rows.append({**named, "source": "embedded world", **attributes.as_row()})
         if len(rows) == count:
             break
     return rows

@@ -1,0 +1,200 @@
+"""Every stage of pretraining, for real, on a world of a few clips."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+
+from musicrl.checkpoint import load_tensors
+from musicrl.codecs.spectral import SpectralCodecConfig
+from musicrl.embedders.mulan import MuLan, MuLanConfig
+from musicrl.policies.musiclm import MusicLM, MusicLMConfig
+from musicrl.pretrain.codec import CodecStageConfig, fit_codec
+from musicrl.pretrain.embedder import EmbedderStageConfig, train_embedder
+from musicrl.pretrain.policy import PolicyStageConfig, train_policy
+from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
+from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
+from musicrl.pretrain.world import WorldConfig, WorldData, build_world
+from musicrl.world import World
+
+CODEC = SpectralCodecConfig(num_components=48, vocab_size=32)
+EMBEDDER = MuLanConfig(
+    width=24, num_blocks=2, text_width=16, text_layers=1, condition_levels=4, condition_vocab=16
+)
+POLICY = MusicLMConfig(
+    semantic_vocab=256,
+    coarse_vocab=32,
+    condition_levels=4,
+    condition_vocab=16,
+    width=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    depth_width=16,
+    depth_layers=1,
+    depth_heads=2,
+)
+
+
+def embedder_stage(world: Path, weights: Path, steps: int = 40) -> EmbedderStageConfig:
+    return EmbedderStageConfig(
+        world=world,
+        weights=weights,
+        model=EMBEDDER,
+        steps=steps,
+        batch_clips=24,
+        checkpoint_every=20,
+        learning_rate=3e-3,
+    )
+
+
+@pytest.fixture(scope="session")
+def weights(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stages up to the semantic tokens, in order."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_prompts(
+        PromptStageConfig(world=tiny_world, weights=folder, train_prompts=40, heldout_prompts=20)
+    )
+    fit_codec(
+        CodecStageConfig(
+            world=tiny_world,
+            weights=folder,
+            codec=CODEC,
+            pca_clips=32,
+            clips_per_step=8,
+            steps=15,
+        )
+    )
+    train_embedder(embedder_stage(tiny_world, folder))
+    fit_semantic(
+        SemanticStageConfig(
+            world=tiny_world,
+            weights=folder,
+            semantic=replace(SemanticStageConfig().semantic, width=24),
+            clips=32,
+            steps=10,
+            vectors_per_step=2000,
+        )
+    )
+    return folder
+
+
+def test_clips_are_audible_at_the_level_their_captions_claim(tiny_world: Path) -> None:
+    data = WorldData(tiny_world, "train")
+    peaks = data.audio(range(len(data))).abs().amax(1)
+    for peak, attributes in zip(peaks.tolist(), data.attributes, strict=True):
+        assert abs(peak - {"soft": 0.22, "loud": 0.75}[attributes.loudness]) < 0.01
+
+
+def test_a_stopped_build_resumes_to_the_same_clips(
+    world_config: WorldConfig, tiny_world: Path
+) -> None:
+    shard = tiny_world / "audio-train" / "00001.npy"
+    kept = tiny_world / "audio-train" / "00000.npy"
+    before, untouched = np.load(shard), kept.stat().st_mtime_ns
+    shard.unlink()
+    build_world(world_config)
+    assert np.array_equal(np.load(shard), before)
+    assert kept.stat().st_mtime_ns == untouched
+
+
+def test_another_world_in_the_same_folder_is_refused(
+    world_config: WorldConfig, tiny_world: Path
+) -> None:
+    with pytest.raises(ValueError, match="holds a world of other settings"):
+        build_world(replace(world_config, seed=5))
+
+
+def test_held_out_prompts_are_of_test_tunes_and_distinct(weights: Path) -> None:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(weights / "prompts.parquet").to_pylist()
+    texts = [row["text"] for row in rows if row["split"] == "heldout"]
+    assert len(texts) == 20 == len(set(texts))
+    assert all(row["instrument"] in row["text"] for row in rows if row["split"] == "heldout")
+
+
+def test_the_codec_keeps_more_with_more_levels(weights: Path, tiny_world: Path) -> None:
+    from musicrl.codecs.spectral import SpectralCodec
+    from musicrl.pretrain.codec import measure_codec
+
+    facts = measure_codec(
+        SpectralCodec.from_file(weights / "codec.safetensors"), WorldData(tiny_world, "validation")
+    )
+    assert facts["chroma_correlation/6"] > facts["chroma_correlation/2"] > 0.5
+    assert facts["log_spectral_distance/6"] < facts["log_spectral_distance/2"]
+
+
+def test_the_embedder_prefers_the_true_caption(weights: Path, tiny_world: Path) -> None:
+    model = MuLan.from_file(weights / "embedder.safetensors")
+    data = WorldData(tiny_world, "train")
+    audio = model.embed_clip(data.audio(range(48)))
+    scores = audio @ model.embed_text(data.captions(range(48), Random(0), complete=True)).T
+    others = (scores.sum() - scores.diagonal().sum()) / (48 * 47)
+    assert scores.diagonal().mean() > others + 0.1
+
+
+def test_a_stopped_embedder_resumes_to_the_same_weights(tiny_world: Path, tmp_path: Path) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train_embedder(embedder_stage(tiny_world, whole, steps=24))
+    from musicrl.pretrain import embedder as stage
+
+    config = embedder_stage(tiny_world, halves, steps=24)
+    original = stage.contrastive_loss
+    calls = 0
+
+    def stop_after(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 22:
+            raise KeyboardInterrupt
+        return original(*args)  # type: ignore[arg-type]
+
+    stage.contrastive_loss = stop_after  # type: ignore[assignment]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_embedder(config)
+    finally:
+        stage.contrastive_loss = original
+    train_embedder(config)
+    first, second = (
+        load_tensors(folder / "embedder.safetensors", kind="embedder") for folder in (whole, halves)
+    )
+    assert first[1] == second[1]
+    assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
+
+
+def test_the_policy_learns_and_the_world_plays(tiny_world: Path, weights: Path) -> None:
+    facts = train_policy(
+        PolicyStageConfig(
+            world=tiny_world,
+            weights=weights,
+            model=POLICY,
+            steps=60,
+            batch_clips=8,
+            learning_rate=5e-3,
+            checkpoint_every=30,
+        )
+    )
+    uniform = (np.log(256) + 4 * np.log(32)) / 5
+    assert facts["nll/audio_condition"] < uniform - 0.3
+    world = World.load(weights)
+    assert isinstance(world.policy, MusicLM)
+    assert world.clip_seconds == 6.0
+    tokens = np.random.default_rng(0).integers(0, 32, (2, 75, 5)).astype(np.int16)
+    audio = world.decode(tokens)
+    assert audio.shape == (2, 96_000)
+    assert np.abs(audio).max() > 0.01
+    assert np.allclose(world.decode(tokens[1:]), audio[1:], atol=1e-5)
+
+
+def test_parts_that_do_not_fit_are_named(weights: Path, tmp_path: Path) -> None:
+    other = MusicLM(replace(POLICY, condition_levels=3))
+    other.save(tmp_path / "policy.safetensors")
+    with pytest.raises(ValueError, match="differ in conditioning levels: 3 and 4"):
+        World.load(weights, tmp_path / "policy.safetensors")
