@@ -25,7 +25,7 @@ class CodecStageConfig:
     codec: SpectralCodecConfig = field(default_factory=SpectralCodecConfig)
     pca_clips: int = 512
     clips_per_step: int = 48
-    steps: int = 300
+    steps: int = 200
     seed: int = 0
 
 

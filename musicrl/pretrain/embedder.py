@@ -34,7 +34,7 @@ class EmbedderStageConfig:
     kind: str = "embedder"
     """'embedder' (rewarded, conditions the policy) or 'judge' (never rewarded)."""
     model: MuLanConfig = field(default_factory=MuLanConfig)
-    steps: int = 1500
+    steps: int = 900
     batch_clips: int = 192
     learning_rate: float = 1e-3
     checkpoint_every: int = 250
@@ -51,6 +51,9 @@ class JudgeStageConfig(EmbedderStageConfig):
             fft_size=800, hop_size=400, num_bands=64, width=128, condition_levels=0
         )
     )
+    steps: int = 450
+    batch_clips: int = 128
+    checkpoint_every: int = 150
     seed: int = 1000
 
 

@@ -24,6 +24,10 @@ from musicrl.pretrain.tokens import TokenData
 from musicrl.pretrain.world import WorldData
 
 
+TINY = MusicLMConfig(width=192, num_layers=5, depth_width=128, depth_layers=2, depth_heads=4)
+"""The shipped policy: 4.0 M parameters."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyStageConfig:
     """Pretraining of the policy."""
@@ -32,8 +36,8 @@ class PolicyStageConfig:
     """Folder of rendered clips."""
     weights: Path = Path("worlds/tiny/weights")
     """Folder with the other weights; receives policy.safetensors."""
-    model: MusicLMConfig = field(default_factory=MusicLMConfig)
-    steps: int = 3000
+    model: MusicLMConfig = field(default_factory=lambda: TINY)
+    steps: int = 2600
     batch_clips: int = 24
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -41,7 +45,7 @@ class PolicyStageConfig:
     """Probability that a clip is learned without its condition."""
     keep_windows: float = 0.7
     """Probability that a window counts in a clip's embedding (augmentation)."""
-    checkpoint_every: int = 250
+    checkpoint_every: int = 200
     seed: int = 0
 
 
