@@ -34,11 +34,12 @@ from cluster.fleet import Fleet
 from cluster.replay import Entry, Replay
 from cluster.supervise import Fault, Lost, Pending, Result, Task
 from musicrl.config import TrainConfig
+from musicrl.evaluation.heldout import EvaluationChunk
 from musicrl.journal import Iteration, Journal, add_up
 from musicrl.learner import StepReport
 from musicrl.prompts import draw
 from musicrl.rollout import Chunk, chunks_of
-from musicrl.run import is_due, listening_chunk
+from musicrl.run import is_due
 from musicrl.stop import StopRequest
 from musicrl.types import Prompt
 
@@ -71,14 +72,16 @@ class Controller:
         fleet: Fleet,
         journal: Journal,
         stop: StopRequest,
+        heard: EvaluationChunk,
     ) -> None:
+        """`heard` are the fixed prompts to play when `evaluation.every` says so."""
         self.config = config
         self.prompts = prompts
         self.fleet = fleet
         self.pending: Pending = fleet.pending
         self.journal = journal
         self.stop = stop
-        self.heard = listening_chunk(config)
+        self.heard = heard
         self.epoch = 0
         self.failures: Counter[object] = Counter()
         self.lost_rollouts = 0

@@ -37,7 +37,7 @@ class Heldout:
         self.journal = journal
         self.stop = stop
         self.chunks = heldout_chunks(config)
-        self.heard = listening_chunk(config).prompts
+        self.heard = listening_chunk(config)
 
     def evaluate(self, version: int, weights: Any, stream_names: tuple[str, ...]) -> Hearing | None:
         """Measure the weights that a reference stands for, which the learner must hold as well;
@@ -57,7 +57,8 @@ class Heldout:
             self.collect()
         result = merge(list(self.scores.values()), list(self.divergences.values()), stream_names)
         clips = [self.clips[first] for first in sorted(self.clips)]
-        return Hearing(result=result, prompts=self.heard, clips=first_clips(clips, self.heard))
+        prompts = self.heard.prompts
+        return Hearing(result=result, prompts=prompts, clips=first_clips(clips, prompts))
 
     def sample(self, version: int, weights: Any) -> None:
         while self.unsampled and self.fleet.samplers.is_idle:
@@ -96,7 +97,7 @@ class Heldout:
         if isinstance(result, Lost):
             return self.again(self.fleet.samplers, task, result)
         rollouts, clips = task.outputs
-        if chunk.first < max(1, len(self.heard)):
+        if chunk.first < max(1, len(self.heard.prompts)):
             self.clips[chunk.first] = self.pending.call(clips, task.peer, task.doing)
         self.fleet.samplers.give(task.peer)
         self.unscored.append((chunk, clips))

@@ -52,7 +52,9 @@ def _run(
     if config.resume:
         version, weights = resume(fleet, journal.run)
     journal.begin_training(version)
-    controller = Controller(config, prompts=prompts, fleet=fleet, journal=journal, stop=stop)
+    controller = Controller(
+        config, prompts=prompts, fleet=fleet, journal=journal, stop=stop, heard=heldout.heard
+    )
     version, weights = controller.train(version, weights)
     journal.evaluated("after", version, heldout.evaluate(version, weights, stream_names))
     return journal.finish(version)

@@ -1,0 +1,390 @@
+"""The controller against hand-written actors that finish in any order and die at will."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ray import exceptions
+
+from actors.pool import Peer, Pool
+from actors.sampler import SampleReport
+from cluster.controller import MAX_ATTEMPTS, Controller
+from cluster.fleet import Fleet
+from cluster.supervise import Pending
+from musicrl.config import ClusterConfig, EvaluationConfig, RolloutConfig, TrainConfig
+from musicrl.evaluation.heldout import EvaluationChunk
+from musicrl.journal import Iteration, Journal
+from musicrl.learner import StepReport
+from musicrl.prompts import draw
+from musicrl.rollout import Chunk
+from musicrl.run import Run
+from musicrl.stop import StopRequest
+from musicrl.types import Prompt
+
+PROMPTS = tuple(Prompt(id=str(i), text=f"tune {i}") for i in range(7))
+DIED = exceptions.ActorDiedError()
+LOST = exceptions.ObjectLostError("00", None, "stack")
+
+
+class Reference:
+    """A return that exists once its call has been run, as a value or an error."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+
+class Call:
+    """A task: run when the store says so, it fills its returns."""
+
+    def __init__(self, function: Callable[[], tuple[Any, ...]], num_returns: int) -> None:
+        self.function = function
+        self.returns = [Reference() for _ in range(num_returns)]
+
+    def run(self) -> None:
+        try:
+            values = self.function()
+        except exceptions.RayError as error:
+            values = (error,) * len(self.returns)
+        for reference, value in zip(self.returns, values, strict=True):
+            reference.value = value
+
+
+class Store:
+    """Finishes the calls in flight one at a time, in an order that the seed draws; an actor's own
+    calls stay in order, as Ray's do."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = random.Random(seed)
+        self.queues: dict[Any, list[Call]] = {}
+
+    def submit(self, actor: Any, function: Callable[[], tuple[Any, ...]], returns: int) -> Any:
+        call = Call(function, returns)
+        self.queues.setdefault(actor, []).append(call)
+        return call.returns[0] if returns == 1 else call.returns
+
+    def wait(
+        self, refs: list[Reference], *, num_returns: int, timeout: float, fetch_local: bool
+    ) -> tuple[list[Reference], list[Reference]]:
+        if timeout:
+            self.run_one()
+        ready = [ref for ref in refs if ref.value is not None]
+        return ready, [ref for ref in refs if ref.value is None]
+
+    def run_one(self) -> None:
+        busy = [actor for actor, calls in self.queues.items() if calls]
+        if busy:
+            self.queues[self.random.choice(busy)].pop(0).run()
+
+    def get(self, ref: Reference, *, timeout: float) -> Any:
+        while ref.value is None:
+            self.run_one()
+        if isinstance(ref.value, BaseException):
+            raise ref.value
+        return ref.value
+
+
+class Method:
+    def __init__(self, store: Store, actor: Any, function: Callable[..., Any], returns: int = 1):
+        self.store, self.actor, self.function, self.returns = store, actor, function, returns
+
+    def remote(self, *args: Any) -> Any:
+        return self.store.submit(self.actor, lambda: self._call(args), self.returns)
+
+    def options(self, **options: int) -> Method:
+        return self
+
+    def _call(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        values = self.function(*args)
+        return values if self.returns > 1 else (values,)
+
+
+class Actor:
+    """Every method fails with what `faults` holds for it, once each."""
+
+    def __init__(self, store: Store, faults: dict[str, list[Exception]]) -> None:
+        self.store = store
+        self.faults = faults
+        self.ping = Method(store, self, lambda: 1)
+
+    def fail(self, method: str) -> None:
+        if self.faults.get(method):
+            raise self.faults[method].pop()
+
+
+class FakeSampler(Actor):
+    def __init__(self, store: Store, faults: dict[str, list[Exception]]) -> None:
+        super().__init__(store, faults)
+        self.generate = Method(store, self, self._generate, 3)
+        self.generate_heldout = Method(store, self, self._generate, 3)
+
+    def _generate(self, chunk: Any, version: int, weights: list[Reference]) -> tuple[Any, ...]:
+        self.fail("generate")
+        assert self.store.get(weights[0], timeout=1) == f"weights {version}"
+        seconds = {"sample": 1.0, "decode": 0.5, "publish": 0.0}
+        report = SampleReport(version=version, num_bytes=8, seconds=seconds)
+        return (chunk, version), f"clips {chunk}", report
+
+
+class FakeScorer(Actor):
+    def __init__(self, store: Store, faults: dict[str, list[Exception]]) -> None:
+        super().__init__(store, faults)
+        self.score = Method(store, self, self._score, 2)
+
+    def _score(self, chunk: Chunk, clips: Reference) -> tuple[Any, ...]:
+        self.fail("score")
+        assert self.store.get(clips, timeout=1) == f"clips {chunk}"
+        return f"rewards {chunk}", 0.25
+
+
+class FakeLearner(Actor):
+    """Remembers what it was trained on: the versions and prompts of each step."""
+
+    def __init__(self, store: Store, faults: dict[str, list[Exception]], saved: list[int]) -> None:
+        super().__init__(store, faults)
+        self.version, self.saved = 0, saved
+        self.trained: list[list[tuple[Chunk, int]]] = []
+        self.step = Method(store, self, self._step, 2)
+        self.save = Method(store, self, self._save)
+        self.restore = Method(store, self, self._restore)
+        self.weights = Method(store, self, lambda: f"weights {self.version}")
+
+    def _step(self, step: int, pairs: list[tuple[Reference, Reference]]) -> tuple[Any, ...]:
+        self.fail("step")
+        assert step == self.version
+        experience = [self.store.get(rollouts, timeout=1) for rollouts, _ in pairs]
+        rewards = [self.store.get(reward, timeout=1) for _, reward in pairs]
+        assert rewards == [f"rewards {chunk}" for chunk, _ in experience]
+        self.trained.append(experience)
+        lags = [self.version - version for _, version in experience]
+        self.version += 1
+        report = StepReport(
+            step=step,
+            figures={},
+            lags={lag: lags.count(lag) for lag in lags},
+            failed_rewards={},
+            seconds={"learn": 2.0},
+        )
+        return report, f"weights {self.version}"
+
+    def _save(self) -> str:
+        self.fail("save")
+        self.saved.append(self.version)
+        return "path"
+
+    def _restore(self, checkpoint: int) -> int:
+        self.version = checkpoint
+        return self.version
+
+
+class FakeRun(Run):
+    def __init__(self, saved: list[int]) -> None:
+        super().__init__(Path("nowhere"))
+        self.saved = saved
+
+    def find_checkpoint(self) -> Any:
+        return self.saved[-1] if self.saved else None
+
+
+class Silent:
+    def say(self, sentence: str) -> None:
+        pass
+
+
+class FakeJournal(Journal):
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.iterations: list[Iteration] = []
+        self.heard_at: list[int] = []
+        self.display: Any = Silent()
+
+    def record(self, iteration: Iteration) -> None:
+        self.iterations.append(iteration)
+
+    def heard(self, name: str, step: int, prompts: Any, clips: Any) -> None:
+        assert clips.startswith("clips ")
+        self.heard_at.append(step)
+
+
+class FakeFleet(Fleet):
+    def __init__(
+        self, store: Store, faults: dict[str, list[Exception]], *, samplers: int, scorers: int
+    ) -> None:
+        self.store, self.faults, self.saved = store, faults, list[int]()
+        self.pending = Pending(store=store, timeout_seconds=10)
+        self.samplers = Pool(
+            Peer(name=f"sampler {i}", actor=FakeSampler(store, faults)) for i in range(samplers)
+        )
+        self.scorers = Pool(
+            Peer(name=f"scorer {i}", actor=FakeScorer(store, faults)) for i in range(scorers)
+        )
+        self.learners: list[FakeLearner] = []
+        self.replace_learner()
+
+    def replace_learner(self) -> None:
+        self.learners.append(FakeLearner(self.store, self.faults, self.saved))
+        self.learner = Peer(name="learner", actor=self.learners[-1])
+
+
+class Rig:
+    """A controller with its fakes."""
+
+    def __init__(
+        self,
+        *,
+        max_lag: int = 0,
+        iterations: int = 4,
+        samplers: int = 2,
+        scorers: int = 1,
+        seed: int = 0,
+        every: int = 0,
+        faults: dict[str, list[Exception]] | None = None,
+    ) -> None:
+        self.config = TrainConfig(
+            iterations=iterations,
+            checkpoint_every=2,
+            rollout=RolloutConfig(prompts_per_step=6, prompts_per_chunk=2),
+            cluster=ClusterConfig(max_lag=max_lag),
+            evaluation=EvaluationConfig(every=every),
+        )
+        store = Store(seed)
+        self.fleet = FakeFleet(store, faults or {}, samplers=samplers, scorers=scorers)
+        self.journal = FakeJournal(FakeRun(self.fleet.saved))
+        self.stop = StopRequest()
+        self.controller = Controller(
+            self.config,
+            prompts=PROMPTS,
+            fleet=self.fleet,
+            journal=self.journal,
+            stop=self.stop,
+            heard=EvaluationChunk(first=0, prompts=PROMPTS[:1], mismatched=()),
+        )
+
+    def train(self) -> int:
+        learner = self.fleet.learner.actor
+        version, weights = self.controller.train(0, learner.weights.remote())
+        assert self.fleet.store.get(weights, timeout=1) == f"weights {version}"
+        return version
+
+    @property
+    def lags(self) -> set[int]:
+        return {lag for iteration in self.journal.iterations for lag in iteration.report.lags}
+
+    def check_training(self) -> None:
+        """Every step was trained once, in order, on its own prompts in their order."""
+        assert [i.report.step for i in self.journal.iterations] == list(range(4))
+        (learner,) = self.fleet.learners
+        for step, experience in enumerate(learner.trained):
+            chunks = [chunk for chunk, _ in experience]
+            assert [chunk.key for chunk in chunks] == [(step, 0), (step, 1), (step, 2)]
+            found = [prompt for chunk in chunks for prompt in chunk.prompts]
+            assert found == list(draw(PROMPTS, 0, step, 6))
+
+
+@given(seed=st.integers(0, 10**6), max_lag=st.integers(0, 2), samplers=st.integers(1, 4))
+def test_every_step_is_trained_once_in_order_within_the_lag(
+    seed: int, max_lag: int, samplers: int
+) -> None:
+    rig = Rig(seed=seed, max_lag=max_lag, samplers=samplers, scorers=2)
+    assert rig.train() == 4
+    rig.check_training()
+    assert max(rig.lags) <= max_lag
+
+
+def test_max_lag_1_samples_the_next_step_while_the_learner_is_at_work() -> None:
+    rig = Rig(max_lag=1)
+    rig.train()
+    assert rig.lags == {0, 1}
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    max_lag=st.integers(0, 1),
+    deaths=st.integers(0, MAX_ATTEMPTS - 1),
+    losses=st.integers(0, 3),
+)
+def test_deaths_of_samplers_and_scorers_change_nothing_that_is_trained(
+    seed: int, max_lag: int, deaths: int, losses: int
+) -> None:
+    faults: dict[str, list[Exception]] = {
+        "generate": [DIED] * deaths,
+        "score": list[Exception]([DIED, LOST][:losses]),
+    }
+    rig = Rig(seed=seed, max_lag=max_lag, faults=faults)
+    assert rig.train() == 4
+    rig.check_training()
+    assert sum(i.lost_rollouts for i in rig.journal.iterations) == deaths + (losses > 1)
+
+
+def test_rollouts_whose_bytes_are_gone_are_made_again() -> None:
+    rig = Rig(faults={"step": [LOST]})
+    assert rig.train() == 4
+    rig.check_training()
+    assert sum(i.lost_rollouts for i in rig.journal.iterations) == 3
+
+
+def test_a_chunk_that_always_fails_ends_the_run() -> None:
+    rig = Rig(samplers=1, faults={"generate": [DIED] * 50})
+    with pytest.raises(ConnectionError, match="chunk 0 of step 0 failed 5 times; at last, its"):
+        rig.train()
+
+
+@pytest.mark.parametrize("max_lag", [0, 1])
+def test_a_dead_learner_is_started_again_from_the_newest_checkpoint(max_lag: int) -> None:
+    rig = Rig(max_lag=max_lag)
+    first = rig.fleet.learners[0]
+    step = first.step.function
+
+    def die_in_step_3(number: int, pairs: Any) -> Any:
+        if number == 3:
+            raise DIED
+        return step(number, pairs)
+
+    first.step.function = die_in_step_3
+    assert rig.train() == 4
+    assert [i.report.step for i in rig.journal.iterations] == [0, 1, 2, 2, 3]
+    assert max(rig.lags) <= max_lag
+
+
+def test_checkpoints_are_written_when_due_and_at_the_end() -> None:
+    rig = Rig(iterations=3)
+    rig.train()
+    assert rig.fleet.saved == [2, 3]
+
+
+def test_the_fixed_prompts_are_played_when_due() -> None:
+    rig = Rig(every=2, faults={"generate": [DIED]})
+    rig.train()
+    assert sorted(rig.journal.heard_at) == [2, 4]
+
+
+def test_a_request_to_stop_ends_after_the_step_at_hand_with_a_checkpoint() -> None:
+    rig = Rig(iterations=100, max_lag=1)
+    record = rig.journal.record
+
+    def stop_at_step_5(iteration: Iteration) -> None:
+        record(iteration)
+        if iteration.report.step == 5:
+            rig.stop.request()
+
+    rig.journal.record = stop_at_step_5  # type: ignore[method-assign]
+    assert rig.train() == 6
+    assert rig.fleet.saved[-1] == 6
+
+
+def test_the_seconds_of_a_step_are_those_of_its_chunks() -> None:
+    rig = Rig()
+    rig.train()
+    seconds = rig.journal.iterations[0].seconds
+    assert {k: seconds[k] for k in ("sample", "decode", "score", "learn")} == {
+        "sample": 3.0,
+        "decode": 1.5,
+        "score": 0.75,
+        "learn": 2.0,
+    }
+    assert rig.journal.iterations[0].replay_bytes == 24

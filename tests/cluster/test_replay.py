@@ -1,0 +1,175 @@
+"""The replay: bounded, ordered, never stale, and nothing is lost in it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from cluster.replay import Entry, Replay
+from musicrl.rollout import Chunk, chunks_of
+from musicrl.types import Prompt
+
+
+def prompts(count: int) -> tuple[Prompt, ...]:
+    return tuple(Prompt(id=str(i), text=f"tune {i}") for i in range(count))
+
+
+def step_chunks(step: int, *, count: int = 4, size: int = 2) -> tuple[Chunk, ...]:
+    return chunks_of(step, prompts(count), size=size)
+
+
+def entry(chunk: Chunk, version: int, num_bytes: int = 10) -> Entry:
+    return Entry(
+        chunk=chunk, rollouts="rollouts", rewards="rewards", version=version, num_bytes=num_bytes
+    )
+
+
+def test_max_lag_0_has_room_for_one_step_until_it_is_released() -> None:
+    replay = Replay(prompts_per_step=4, max_lag=0)
+    first, second = step_chunks(0)
+    replay.reserve(first)
+    replay.reserve(second)
+    assert not replay.has_room(1)
+    with pytest.raises(ValueError, match="no room for chunk 0 of step 1: 4 of 4 used"):
+        replay.reserve(step_chunks(1)[0])
+    replay.put(entry(first, 0))
+    replay.put(entry(second, 0))
+    assert len(replay.take(0, 0)) == 2
+    assert not replay.has_room(1)
+    replay.release(0)
+    assert replay.has_room(4)
+
+
+def test_a_step_is_taken_whole_and_in_order_whatever_the_arrival() -> None:
+    replay = Replay(prompts_per_step=4, max_lag=1)
+    a, b = step_chunks(0)
+    for chunk in (a, b, *step_chunks(1)):
+        replay.reserve(chunk)
+    replay.put(entry(b, 0))
+    assert replay.take(0, 0) == ()
+    replay.put(entry(a, 0))
+    assert [e.chunk for e in replay.take(0, 0)] == [a, b]
+    assert replay.take(0, 0) == ()
+
+
+def test_a_stale_entry_is_not_handed_out_but_made_again() -> None:
+    replay = Replay(prompts_per_step=2, max_lag=1)
+    (chunk,) = step_chunks(5, count=2)
+    replay.reserve(chunk)
+    replay.put(entry(chunk, version=3))
+    assert replay.take(5, version=5) == ()
+    assert replay.evict(version=5) == (chunk,)
+    assert replay.num_slots_used == 2
+    replay.put(entry(chunk, version=5))
+    assert replay.evict(version=5) == ()
+    assert len(replay.take(5, version=5)) == 1
+
+
+def test_lost_bytes_are_reserved_again() -> None:
+    replay = Replay(prompts_per_step=4, max_lag=0)
+    chunks = step_chunks(0)
+    for chunk in chunks:
+        replay.reserve(chunk)
+        replay.put(entry(chunk, 0))
+    replay.take(0, 0)
+    assert replay.remake(0) == chunks
+    assert replay.num_bytes == 0
+    replay.put(entry(chunks[0], 0, num_bytes=7))
+    assert replay.num_bytes == 7
+
+
+@pytest.mark.parametrize(("prompts_per_step", "max_lag"), [(0, 0), (1, -1)])
+def test_impossible_sizes_are_refused(prompts_per_step: int, max_lag: int) -> None:
+    with pytest.raises(ValueError, match="must be 1 or more and max_lag 0 or more"):
+        Replay(prompts_per_step=prompts_per_step, max_lag=max_lag)
+
+
+def test_a_chunk_is_reserved_once_and_put_only_when_reserved() -> None:
+    replay = Replay(prompts_per_step=4, max_lag=1)
+    chunk = step_chunks(0)[0]
+    with pytest.raises(ValueError, match="chunk 0 of step 0 was put without a reservation"):
+        replay.put(entry(chunk, 0))
+    replay.reserve(chunk)
+    with pytest.raises(ValueError, match="chunk 0 of step 0 is already in the replay"):
+        replay.reserve(chunk)
+
+
+class Trainer(RuleBasedStateMachine):
+    """A loop that samples with any version so far, loses bytes and is slow, in any order."""
+
+    @initialize(max_lag=st.integers(0, 3), size=st.integers(1, 4))
+    def start(self, max_lag: int, size: int) -> None:
+        self.replay = Replay(prompts_per_step=4, max_lag=max_lag)
+        self.size = size
+        self.version = 0
+        self.next_step = 0
+        self.unsampled: list[Chunk] = []
+        self.trained: list[int] = []
+        self.in_training: int | None = None
+
+    @precondition(lambda self: self.replay.has_room(4))
+    @rule()
+    def reserve(self) -> None:
+        for chunk in step_chunks(self.next_step, size=self.size):
+            self.replay.reserve(chunk)
+            self.unsampled.append(chunk)
+        self.next_step += 1
+
+    @precondition(lambda self: self.unsampled)
+    @rule(data=st.data())
+    def sample(self, data: st.DataObject) -> None:
+        chunk = self.unsampled.pop(data.draw(st.integers(0, len(self.unsampled) - 1)))
+        self.replay.put(entry(chunk, data.draw(st.integers(0, self.version))))
+
+    @precondition(lambda self: self.in_training is None)
+    @rule()
+    def take(self) -> None:
+        self.unsampled += self.replay.evict(self.version)
+        entries = self.replay.take(self.version, self.version)
+        if entries:
+            assert all(self.version - e.version <= self.replay.max_lag for e in entries)
+            assert [p for e in entries for p in e.chunk.prompts] == list(prompts(4))
+            self.in_training = self.version
+
+    @precondition(lambda self: self.in_training is not None)
+    @rule()
+    def lose(self) -> None:
+        self.unsampled += self.replay.remake(self.version)
+        self.in_training = None
+
+    @precondition(lambda self: self.in_training is not None)
+    @rule()
+    def publish(self) -> None:
+        self.trained.append(self.version)
+        self.version += 1
+        self.replay.release(self.trained[-1])
+        self.in_training = None
+
+    @invariant()
+    def nothing_is_lost_or_over_capacity(self) -> None:
+        self.replay.check_integrity()
+        assert self.trained == list(range(self.version))
+        held = 4 * (self.next_step - self.version)
+        assert self.replay.num_slots_used == held <= self.replay.capacity
+        assert self.next_step - self.version <= self.replay.max_lag + 1
+
+
+def test_the_replay_keeps_its_promises_in_any_order_of_events() -> None:
+    run_state_machine_as_test(Trainer)
+
+
+@given(count=st.integers(1, 20), size=st.integers(1, 7))
+def test_chunks_cover_the_prompts_of_a_step_once_and_in_order(count: int, size: int) -> None:
+    chunks = step_chunks(3, count=count, size=size)
+    assert [p for chunk in chunks for p in chunk.prompts] == list(prompts(count))
+    assert [chunk.first_prompt for chunk in chunks] == list(range(0, count, size))
+    assert [chunk.key for chunk in chunks] == [(3, i) for i in range(len(chunks))]
