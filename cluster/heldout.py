@@ -42,6 +42,8 @@ class Heldout:
     def evaluate(self, version: int, weights: Any, stream_names: tuple[str, ...]) -> Hearing | None:
         """Measure the weights that a reference stands for, which the learner must hold as well;
         None when asked to stop. Raises ConnectionError when a chunk is lost too often."""
+        if self.stop.is_requested:
+            return None
         self.journal.display.begin("evaluating", len(self.chunks))
         self.unsampled = deque(self.chunks)
         self.unscored: deque[tuple[EvaluationChunk, Any]] = deque()

@@ -110,6 +110,8 @@ class Solo:
 
     def evaluate(self, journal: Journal, stop: StopRequest) -> Hearing | None:
         """Measure the policy on the held-out prompts; None when asked to stop."""
+        if stop.is_requested:
+            return None
         journal.display.begin("evaluating", len(self.heldout))
         scores, divergences, clips = [], [], []
         for chunk in self.heldout:

@@ -1,0 +1,40 @@
+"""`musicrl bench`: the project's own measurements of speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.commands.flags import print_help, read_settings, split_words, wants_help
+from cluster.session import prepare_environment
+from musicrl.closest import closest
+
+BENCHES = ("lag",)
+
+
+def bench(args: Sequence[str]) -> None:
+    """Run a measurement and print its table."""
+    words, flags = split_words(args)
+    if not words:
+        print(
+            "usage: musicrl bench NAME [file.yaml] [--field value]\n"
+            f"measurements: {', '.join(BENCHES)}"
+        )
+        return
+    name, *files = words
+    if name not in BENCHES:
+        raise ValueError(f"unknown measurement {name!r}{closest(name, BENCHES)}")
+    if len(files) > 1:
+        raise ValueError(f"musicrl bench {name} takes one file, got {' '.join(files)}")
+    bench_lag(flags, Path(files[0]) if files else None, has_help=wants_help(args))
+
+
+def bench_lag(flags: Sequence[str], file: Path | None, *, has_help: bool) -> None:
+    from musicrl.config import ClusterConfig
+
+    prepare_environment(ClusterConfig())
+    from cluster import lag_bench
+
+    if has_help:
+        return print_help(lag_bench.LagBenchConfig(), verb="bench lag")
+    lag_bench.bench_lag(read_settings(lag_bench.LagBenchConfig, flags, file))
