@@ -6,6 +6,7 @@ What tests share: a world small enough to train in a second, and one Ray cluster
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -128,7 +129,7 @@ def ray_cluster() -> Iterator[None]:
         num_cpus=16,
         include_dashboard=False,
         object_store_memory=200 * 10**6,
-        logging_level="warning",
+        logging_level=logging.WARNING,
         log_to_driver=False,
     )
     yield

@@ -74,6 +74,7 @@ def test_a_typo_on_the_command_line(verb: str, capsys: pytest.CaptureFixture[str
         (["train", "tinny"], "no preset 'tinny' (nearest: tiny); a file ends in .yaml"),
         (["train", "missing.yaml"], "no settings file at missing.yaml"),
         (["train", "a", "b"], "musicrl train takes one preset or file, got a b"),
+        (["bench", "lags"], "unknown measurement 'lags' (nearest: lag)"),
         (["pretrain", "codecs"], "unknown stage 'codecs' (nearest: codec)"),
         (["pretrain", "codec", "--step", "3"], "unknown option --step (nearest: --steps)"),
         (["pretrain"], PRETRAIN),
