@@ -51,7 +51,10 @@ def join(address: str) -> None:
 
 def start_local(cluster: ClusterConfig) -> None:
     """A Ray on this machine, with as many CPU slots as the run's actors ask for: slots are a
-    count, and a small machine shares its cores rather than waiting for ever."""
+    count, and a small machine shares its cores rather than waiting for ever.
+
+    Ray asks for a token by default and warns that it does; errors only are shown.
+    """
     slots = max(os.cpu_count() or 1, int(needed_resources(cluster)["CPU"]))
     for attempt in range(START_ATTEMPTS):
         try:
@@ -60,7 +63,7 @@ def start_local(cluster: ClusterConfig) -> None:
                 num_cpus=slots,
                 include_dashboard=False,
                 object_store_memory=cluster.object_store_mb * MEGABYTE,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
             )
         except RuntimeError as error:
             ray.shutdown()

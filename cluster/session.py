@@ -21,13 +21,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def prepare_environment(cluster: ClusterConfig) -> None:
     """No telemetry and no GPU for those who asked for none; a local Ray listens on the loopback
-    only, asks for its token, and makes do with the disk where /dev/shm is small (in a container).
-    """
+    only, and makes do with the disk where /dev/shm is small (in a container)."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     if address_of(cluster) is None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
 
 

@@ -74,7 +74,8 @@ def preflight(config: TrainConfig) -> tuple[tuple[Prompt, ...], tuple[str, ...]]
     Raises FileNotFoundError or ValueError naming what no actor could load.
     """
     if config.cluster.scorer_gpus:
-        raise ValueError(f"cluster.scorer_gpus {config.cluster.scorer_gpus:g}: rewards run on CPU")
+        gpus = config.cluster.scorer_gpus
+        raise ValueError(f"cluster.scorer_gpus {gpus:g}: rewards run on the CPU")
     world = World.load(config.model.weights, config.model.policy)
     load_judges(config.model.weights)
     heldout_chunks(config)

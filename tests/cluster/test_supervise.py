@@ -47,7 +47,6 @@ def wrapped(cause: Exception) -> exceptions.RayTaskError:
         (exceptions.ActorDiedError(), Fault.PEER),
         (exceptions.ActorUnavailableError("restarting", None), Fault.PEER),
         (exceptions.WorkerCrashedError(), Fault.PEER),
-        (exceptions.NodeDiedError("unplugged"), Fault.PEER),
         (exceptions.ObjectLostError("00", None, "stack"), Fault.BYTES),
         (exceptions.OwnerDiedError("00", None, "stack"), Fault.BYTES),
         (wrapped(exceptions.ActorDiedError()), Fault.PEER),
