@@ -73,7 +73,7 @@ class FrameLayout:
         """
         B, S = semantic.shape
         _, Q, T = codes.shape
-        if Q != self.coarse_levels or self.codec_frames_per_step * S != T:
+        if self.coarse_levels != Q or self.codec_frames_per_step * S != T:
             raise ValueError(
                 f"codes of {Q} levels x {T} frames do not fit {self.coarse_levels} levels x "
                 f"{self.codec_frames_per_step * S} frames ({S} semantic frames)"
