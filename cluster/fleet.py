@@ -7,6 +7,7 @@ seeds); scorers are pure, so Ray retries them; a learner never restarts by itsel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -27,16 +28,17 @@ class Fleet:
     def __init__(self, config: TrainConfig, pending: Pending) -> None:
         """Raises TimeoutError or ConnectionError naming the actor that did not come up."""
         cluster = config.cluster
-        self.config = config
+        self.config = with_absolute_paths(config)
         self.pending = pending
         self.sampler_peers = [
-            Peer(name=f"sampler {i}", actor=start_sampler(config))
+            Peer(name=f"sampler {i}", actor=start_sampler(self.config))
             for i in range(cluster.num_samplers)
         ]
         self.scorer_peers = [
-            Peer(name=f"scorer {i}", actor=start_scorer(config)) for i in range(cluster.num_scorers)
+            Peer(name=f"scorer {i}", actor=start_scorer(self.config))
+            for i in range(cluster.num_scorers)
         ]
-        self.learner = Peer(name="learner", actor=start_learner(config))
+        self.learner = Peer(name="learner", actor=start_learner(self.config))
         self._await([*self.sampler_peers, *self.scorer_peers, self.learner])
         self.samplers, self.scorers = Pool(self.sampler_peers), Pool(self.scorer_peers)
 
@@ -106,6 +108,15 @@ def start_learner(config: TrainConfig) -> Any:
         max_task_retries=0,
     )
     return actor.remote(config)
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The configuration for processes that may have another working directory."""
+    model = config.model
+    weights = None if model.weights is None else model.weights.absolute()
+    policy = None if model.policy is None else model.policy.absolute()
+    model = replace(model, weights=weights, policy=policy)
+    return replace(config, out=config.out.absolute(), model=model)
 
 
 def needed_resources(cluster: ClusterConfig) -> dict[str, float]:

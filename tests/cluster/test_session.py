@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.fleet import needed_resources
+from cluster.fleet import needed_resources, with_absolute_paths
 from cluster.session import address_of, prepare_environment, train
 from cluster.training import preflight
 from musicrl.config import ClusterConfig, TrainConfig
@@ -95,3 +95,12 @@ def test_the_folder_of_a_refused_run_is_not_made(configure: Configure) -> None:
     with pytest.raises(ValueError, match="held-out prompts"):
         train(config)
     assert not config.out.exists()
+
+
+def test_actors_get_absolute_paths(configure: Configure) -> None:
+    config = configure(out="runs/x", model={"weights": "world", "policy": "p.safetensors"})
+    found = with_absolute_paths(config)
+    assert found.out == Path.cwd() / "runs/x"
+    assert found.model.weights == Path.cwd() / "world"
+    assert found.model.policy == Path.cwd() / "p.safetensors"
+    assert with_absolute_paths(configure(model={"policy": None})).model.policy is None
