@@ -19,6 +19,7 @@ class AdamConfig:
 
     learning_rate: float
     warmup_steps: int
+    decay_steps: int
     max_grad_norm: float | None
     beta1: float
     beta2: float
@@ -41,9 +42,12 @@ class Optimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step: rises linearly over the first `warmup_steps`."""
-        warmup = max(self.config.warmup_steps, 1)
-        return self.config.learning_rate * min(1.0, (self.num_steps + 1) / warmup)
+        """Of the next step: rises linearly over the first `warmup_steps`, and falls linearly from
+        its peak at step 0 to a tenth of it at step `decay_steps` (0: does not fall)."""
+        warmup, decay = max(self.config.warmup_steps, 1), self.config.decay_steps
+        rise = min(1.0, (self.num_steps + 1) / warmup)
+        fall = max(0.1, 1 - 0.9 * self.num_steps / decay) if decay else 1.0
+        return self.config.learning_rate * rise * fall
 
     def step(self, loss: float) -> float | None:
         """Apply and clear the gradients; their norm before clipping, or None and unchanged weights

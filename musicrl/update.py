@@ -41,6 +41,9 @@ class UpdateConfig:
     """Of the value network (none: as the policy's)."""
     warmup_steps: int = 0
     """Steps over which each learning rate rises linearly."""
+    decay_steps: int = 0
+    """Optimizer steps over which each learning rate falls linearly to a tenth (0: it stays). What
+    the noise of single updates moved is pulled back while steps shrink."""
     value_warmup_steps: int = 0
     """First updates in which the value network learns and the policy is held."""
     microbatch_samples: int = 16
@@ -68,6 +71,7 @@ class UpdateConfig:
             "learning_rate": self.learning_rate,
             "value_learning_rate": self.value_learning_rate or 0.0,
             "warmup_steps": self.warmup_steps,
+            "decay_steps": self.decay_steps,
             "value_warmup_steps": self.value_warmup_steps,
             "weight_decay": self.weight_decay,
         }
@@ -89,6 +93,7 @@ class UpdateConfig:
         return AdamConfig(
             learning_rate=learning_rate,
             warmup_steps=self.warmup_steps,
+            decay_steps=self.decay_steps,
             max_grad_norm=self.max_grad_norm,
             beta1=self.adam_beta1,
             beta2=self.adam_beta2,

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from musicrl.algorithms import make_algorithm
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.algorithms.functions import exact_kl, token_logprobs
 from musicrl.checkpoint import load_tensors, save_tensors
+from musicrl.optimizer import Optimizer
 from musicrl.policies.config import MusicLMConfig
 from musicrl.policies.musiclm import MusicLM
 from musicrl.sampler.sampling import SamplingConfig, log_probs
@@ -391,3 +392,14 @@ def test_rollouts_of_another_layout_are_refused() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UpdateConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_learning_rates_rise_then_fall_to_a_tenth() -> None:
+    config = UpdateConfig(learning_rate=0.4, warmup_steps=2, decay_steps=4)
+    optimizer = Optimizer(nn.Linear(1, 1), config.adam(config.learning_rate))
+    rates = []
+    for step in range(6):
+        optimizer.num_steps = step
+        rates.append(optimizer.learning_rate)
+    # rise: 1/2, 1, 1, 1, 1, 1; fall: 1, .775, .55, .325, .1, .1
+    assert rates == pytest.approx([0.2, 0.31, 0.22, 0.13, 0.04, 0.04])

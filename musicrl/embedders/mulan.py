@@ -41,7 +41,7 @@ class MuLanConfig:
     embedding_size: int = 128
     condition_levels: int = 8
     """Residual codebooks that turn an embedding into conditioning tokens (MusicLM: 12)."""
-    condition_vocab: int = 256
+    condition_vocab: int = 64
     """Codes of each (MusicLM: 1024)."""
 
 

@@ -127,11 +127,11 @@ class Attributes:
 
 def caption(attributes: Attributes, rng: Random, *, complete: bool = False) -> str:
     """One true wording; a partial one leaves attributes out unless `complete`."""
-    said = {
+    said = [
         name
         for name, chance in CHANCES.items()
         if getattr(attributes, name) is not None and (complete or rng.random() < chance)
-    }
+    ]
     words = {name: _phrase(name, getattr(attributes, name), rng) for name in said}
     words["genre"] = words.get("genre") or rng.choice(("piece", "tune", "music"))
     if rng.random() < 0.3:

@@ -132,19 +132,17 @@ def _centre(model: MuLan, data: WorldData, mel: Tensor, config: EmbedderStageCon
 
 @torch.no_grad()
 def _fit_conditions(model: MuLan, data: WorldData, config: EmbedderStageConfig) -> None:
-    """Fit the conditioning codebooks on clip and caption embeddings in equal parts.
+    """Fit the conditioning codebooks on embeddings of clips alone, as MusicLM does.
 
-    Captions are in because prompts are quantised too (this project's choice).
+    Codebooks fitted on captions too keep codes for them which the policy never meets while it
+    learns from audio: prompts would then fall on rows that were never trained.
     """
     if model.config.condition_levels == 0:
         return
     rng = np.random.default_rng((config.seed, 1))
     chosen = rng.choice(len(data), size=min(4096, len(data)), replace=False)
     batches = np.array_split(chosen, -(-len(chosen) // 32))
-    audio = torch.cat([model.embed_clip(data.audio(batch)) for batch in batches])
-    words = Random(config.seed)
-    text = torch.cat([model.embed_text(data.captions(batch, words)) for batch in batches])
-    vectors = torch.cat([audio, text])
+    vectors = torch.cat([model.embed_clip(data.audio(batch)) for batch in batches])
     fit_quantizer(
         model.quantizer, lambda step: vectors, steps=60, description="conditioning codebooks"
     )

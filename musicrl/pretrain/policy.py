@@ -23,7 +23,9 @@ from musicrl.pretrain.embedder import schedule
 from musicrl.pretrain.tokens import TokenData
 from musicrl.pretrain.world import WorldData
 
-TINY = MusicLMConfig(width=192, num_layers=5, depth_width=128, depth_layers=2, depth_heads=4)
+TINY = MusicLMConfig(
+    condition_vocab=64, width=192, num_layers=5, depth_width=128, depth_layers=2, depth_heads=4
+)
 """The shipped policy: 4.0 M parameters."""
 
 

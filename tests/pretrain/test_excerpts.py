@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from random import Random
 
 import numpy as np
@@ -107,6 +110,27 @@ def test_plans_are_a_function_of_the_seed(pieces: list[Piece]) -> None:
 
     assert plan(3) == plan(3)
     assert plan(3) != plan(4)
+
+
+def test_captions_are_a_function_of_the_seed_in_any_process() -> None:
+    """Python's string hashes differ between processes; captions must not."""
+    code = (
+        "from random import Random; from musicrl.pretrain.attributes import *; "
+        "a = Attributes(instrument='harp', tempo='slow', texture='drone', genre='jig', "
+        "loudness='soft', mode='minor'); "
+        "print([caption(a, Random(s), complete=s % 2 == 0) for s in range(20)])"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(said) == 1
 
 
 def test_captions_say_only_what_is_true() -> None:
