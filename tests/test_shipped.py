@@ -1,0 +1,62 @@
+"""The shipped tiny world keeps its promises: size, card, and the sampler's exactness on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from musicrl.prompts import load_prompts
+from musicrl.sampler.engine import Engine
+from musicrl.sampler.sampling import SamplingConfig, log_probs
+from musicrl.world import SHIPPED, World
+
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.load()
+
+
+def test_shipped_weights_are_small_and_each_is_in_the_card() -> None:
+    files = sorted(SHIPPED.glob("*.safetensors"))
+    assert {f.stem for f in files} == {"policy", "codec", "embedder", "semantic", "judge"}
+    assert sum(f.stat().st_size for f in files) < 30 * MEGABYTE
+    card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert all(f"`{f.name}`" in card for f in files)
+
+
+def test_there_are_enough_held_out_prompts_and_none_is_trained_on() -> None:
+    train, heldout = (load_prompts(split=split) for split in ("train", "heldout"))
+    assert len(heldout) >= 160
+    assert len(train) >= 1000
+    assert not {p.text for p in train} & {p.text for p in heldout}
+
+
+@pytest.mark.parametrize("top_k", [0, 20])
+def test_sampled_logprobs_are_the_learners_on_trained_weights(world: World, top_k: int) -> None:
+    sampling = SamplingConfig(top_k=top_k)
+    prompts = load_prompts(split="heldout")[:3]
+    conditions = world.conditioner([prompt.text for prompt in prompts])
+    policy = world.policy.eval()
+    tokens, sampled = Engine(policy, sampling).generate(
+        conditions, samples_per_prompt=2, seeds=np.arange(6, dtype=np.uint64)
+    )
+    grid = torch.from_numpy(tokens.astype(np.int64))
+    with torch.inference_mode():
+        logits = policy.forward(grid, conditions.repeat_interleave(2, dim=0))
+    taught = log_probs(logits, sampling).gather(-1, grid[..., None])[..., 0]
+    assert float((taught - torch.from_numpy(sampled)).abs().max()) < 1e-5
+
+
+def test_a_true_caption_scores_above_another_on_what_the_policy_plays(world: World) -> None:
+    prompts = load_prompts(split="heldout")[:12]
+    texts = [prompt.text for prompt in prompts]
+    tokens, _ = Engine(world.policy.eval(), SamplingConfig()).generate(
+        world.conditioner(texts), samples_per_prompt=1, seeds=np.arange(12, dtype=np.uint64)
+    )
+    audio = torch.from_numpy(world.decode(tokens))
+    scores = world.embedder.embed_clip(audio) @ world.embedder.embed_text(texts).T
+    others = (scores.sum() - scores.diagonal().sum()) / (12 * 11)
+    assert float(scores.diagonal().mean() - others) > 0.2
