@@ -23,6 +23,7 @@ class AdamConfig:
     max_grad_norm: float | None
     beta1: float
     beta2: float
+    epsilon: float
     weight_decay: float
 
 
@@ -37,6 +38,7 @@ class Optimizer:
             self._parameters,
             lr=config.learning_rate,
             betas=(config.beta1, config.beta2),
+            eps=config.epsilon,
             weight_decay=config.weight_decay,
         )
 

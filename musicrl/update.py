@@ -56,6 +56,9 @@ class UpdateConfig:
     """Gradients of each network are scaled down to this norm (none: never)."""
     adam_beta1: float = 0.9
     adam_beta2: float = 0.99
+    adam_epsilon: float = 1e-8
+    """Of the policy's optimizer. Far above the size of a clipped gradient's entries (0.01, say) it
+    makes the step momentum along the raw gradient, at a rate of learning_rate / adam_epsilon."""
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class UpdateConfig:
         for name, amount in amounts.items():
             if not amount >= 0:
                 raise ValueError(f"update: {name} must not be negative, got {amount}")
+        if not self.adam_epsilon > 0:
+            raise ValueError(f"update: adam_epsilon must be above 0, got {self.adam_epsilon}")
         for name, beta in {"adam_beta1": self.adam_beta1, "adam_beta2": self.adam_beta2}.items():
             if not 0 <= beta < 1:
                 raise ValueError(f"update: {name} must be in [0, 1), got {beta}")
@@ -89,9 +94,10 @@ class UpdateConfig:
         """Optimizer steps of one update."""
         return self.epochs * self.minibatches
 
-    def adam(self, learning_rate: float) -> AdamConfig:
+    def adam(self, learning_rate: float, epsilon: float = 1e-8) -> AdamConfig:
         return AdamConfig(
             learning_rate=learning_rate,
+            epsilon=epsilon,
             warmup_steps=self.warmup_steps,
             decay_steps=self.decay_steps,
             max_grad_norm=self.max_grad_norm,
@@ -128,7 +134,8 @@ class PolicyUpdate:
         self.version = 0
         self._streams = cast(Policy, policy).layout.stream_names
         self._reference = self._frozen(policy if reference is None else reference)
-        self._optimizer = Optimizer(policy, config.adam(config.learning_rate))
+        adam = config.adam(config.learning_rate, config.adam_epsilon)
+        self._optimizer = Optimizer(policy, adam)
         self._value: nn.Module | None = None
         self._value_offset: float | None = None  # mean return of the first update
         if algorithm.needs_value:

@@ -403,3 +403,18 @@ def test_learning_rates_rise_then_fall_to_a_tenth() -> None:
         rates.append(optimizer.learning_rate)
     # rise: 1/2, 1, 1, 1, 1, 1; fall: 1, .775, .55, .325, .1, .1
     assert rates == pytest.approx([0.2, 0.31, 0.22, 0.13, 0.04, 0.04])
+
+
+def test_a_large_epsilon_makes_the_step_follow_the_raw_gradient() -> None:
+    """Adam's first step is lr g / (|g| + epsilon): signs at 1e-8, g / epsilon far above |g|."""
+    steps = {}
+    for epsilon in (1e-8, 1e3):
+        layer = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(layer.weight)
+        config = UpdateConfig(learning_rate=0.1, max_grad_norm=None)
+        optimizer = Optimizer(layer, config.adam(0.1, epsilon))
+        layer(torch.tensor([[3.0, -1.0]])).sum().backward()
+        assert optimizer.step(0.0) == pytest.approx(10**0.5)
+        steps[epsilon] = layer.weight[0].tolist()
+    assert steps[1e-8] == pytest.approx([-0.1, 0.1])
+    assert steps[1e3] == pytest.approx([-0.1 * 3 / 1003, 0.1 * 1 / 1001])
