@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.sampler.sampling import SamplingConfig
-from musicrl.update import UpdateConfig
+from musicrl.update_config import UpdateConfig
 
 
 def check_settings(

@@ -17,7 +17,7 @@ from musicrl.closest import closest
 from musicrl.rewards.mix import RewardConfig
 from musicrl.sampler.sampling import SamplingConfig
 from musicrl.settings import build, merge, read_flags, read_yaml, to_tree, to_yaml
-from musicrl.update import UpdateConfig
+from musicrl.update_config import UpdateConfig
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"

@@ -1,4 +1,4 @@
-"""One network's optimizer: AdamW with warm-up and a clipped gradient, which survives a bad batch.
+"""One network's optimizer: AdamW, and Muon for linear layers; it survives a bad batch.
 
 Knows nothing of losses or of what the network is. The paper names no optimizer or warm-up.
 """
@@ -6,50 +6,69 @@ Knows nothing of losses or of what the network is. The paper names no optimizer 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdamConfig:
+class OptimizerConfig:
     """Settings of one optimizer, as `UpdateConfig` documents them."""
 
     learning_rate: float
+    muon_learning_rate: float | None
+    muon_momentum: float
     warmup_steps: int
     decay_steps: int
     max_grad_norm: float | None
     beta1: float
     beta2: float
-    epsilon: float
     weight_decay: float
 
 
 class Optimizer:
-    """Steps a module along its accumulated gradients."""
+    """Steps a module along its accumulated gradients.
 
-    def __init__(self, module: nn.Module, config: AdamConfig) -> None:
+    With a `muon_learning_rate` the weights of linear layers are stepped by Muon (Jordan et al.
+    2024): every direction of a matrix moves alike, however small its share of the gradient.
+    """
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
         self.num_steps = 0
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self._adam = torch.optim.AdamW(
-            self._parameters,
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-        )
+        by_muon = [] if config.muon_learning_rate is None else _linear_weights(module)
+        taken = {id(p) for p in by_muon}
+        by_adam = [p for p in self._parameters if id(p) not in taken]
+        self._stepping: list[tuple[float, torch.optim.Optimizer]] = []  # with their peak rates
+        if by_adam:
+            betas = (config.beta1, config.beta2)
+            adam = torch.optim.AdamW(by_adam, betas=betas, weight_decay=config.weight_decay)
+            self._stepping.append((config.learning_rate, adam))
+        if by_muon:
+            assert config.muon_learning_rate is not None
+            muon = torch.optim.Muon(
+                by_muon, momentum=config.muon_momentum, weight_decay=config.weight_decay
+            )
+            self._stepping.append((config.muon_learning_rate, muon))
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step: rises linearly over the first `warmup_steps`, and falls linearly from
-        its peak at step 0 to a tenth of it at step `decay_steps` (0: does not fall)."""
+        """Of Adam's next step."""
+        return self.config.learning_rate * self.schedule
+
+    @property
+    def schedule(self) -> float:
+        """Share of each peak rate that the next step takes: rises linearly over the first
+        `warmup_steps`, and falls linearly from 1 at step 0 to a tenth at step `decay_steps` (0:
+        does not fall)."""
         warmup, decay = max(self.config.warmup_steps, 1), self.config.decay_steps
         rise = min(1.0, (self.num_steps + 1) / warmup)
         fall = max(0.1, 1 - 0.9 * self.num_steps / decay) if decay else 1.0
-        return self.config.learning_rate * rise * fall
+        return rise * fall
 
     def step(self, loss: float) -> float | None:
         """Apply and clear the gradients; their norm before clipping, or None and unchanged weights
@@ -58,24 +77,64 @@ class Optimizer:
         norm = float(nn.utils.clip_grad_norm_(self._parameters, limit))
         is_sound = math.isfinite(norm) and math.isfinite(loss)
         if is_sound:
-            for group in self._adam.param_groups:
-                group["lr"] = self.learning_rate
-            self._adam.step()
+            for peak, optimizer in self._stepping:
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * self.schedule
+                optimizer.step()
             self.num_steps += 1
-        self._adam.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         return norm if is_sound else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of the moments, named `<parameter number>.<moment>`."""
-        state = self._adam.state_dict()["state"]
-        return {f"{i}.{k}": v.clone() for i, moments in state.items() for k, v in moments.items()}
+        """Copies of the moments, named `<optimizer>.<parameter number>.<moment>`."""
+        return {
+            f"{o}.{i}.{name}": value.clone()
+            for o, (_, optimizer) in enumerate(self._stepping)
+            for i, moments in optimizer.state_dict()["state"].items()
+            for name, value in moments.items()
+        }
 
     def load(self, tensors: Mapping[str, Tensor], *, num_steps: int) -> None:
-        """Restore what `tensors` and `num_steps` held."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            index, moment = name.split(".")
-            state.setdefault(int(index), {})[moment] = tensor.clone()
-        groups = self._adam.state_dict()["param_groups"]
-        self._adam.load_state_dict({"state": state, "param_groups": groups})
+        """Restore what `tensors` and `num_steps` held.
+
+        Raises ValueError when they are the moments of another choice of optimizers.
+        """
+        states: dict[int, dict[int, dict[str, Any]]] = {}
+        for key, tensor in tensors.items():
+            o, i, name = key.split(".")
+            states.setdefault(int(o), {}).setdefault(int(i), {})[name] = tensor.clone()
+        if states and len(states) != len(self._stepping):
+            raise ValueError("the checkpoint was trained with another update.muon_learning_rate")
+        for number, (_, optimizer) in enumerate(self._stepping):
+            state = states.get(number, {})
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.num_steps = num_steps
+
+
+def choose_parts(module: nn.Module, parts: Sequence[str]) -> None:
+    """Let only the parameters learn whose names start with one of `parts` (none given: all).
+
+    Raises ValueError naming the part that no parameter belongs to.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    for part in parts:
+        if not any(_is_under(name, part) for name in names):
+            known = ", ".join(dict.fromkeys(_first_two(name) for name in names))
+            raise ValueError(f"update.parts: the policy has no part {part!r}, it has {known}")
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(not parts or any(_is_under(name, part) for part in parts))
+
+
+def _is_under(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
+
+
+def _first_two(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
+def _linear_weights(module: nn.Module) -> list[Tensor]:
+    linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    return [linear.weight for linear in linears if linear.weight.requires_grad]

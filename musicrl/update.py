@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, cast
 
@@ -23,88 +23,13 @@ from musicrl.algorithms.collate import collate, reward_metrics
 from musicrl.algorithms.functions import token_logprobs
 from musicrl.algorithms.report import advantage_metrics, policy_metrics
 from musicrl.checkpoint import load_into
-from musicrl.optimizer import AdamConfig, Optimizer
+from musicrl.optimizer import Optimizer, choose_parts
 from musicrl.policies.base import Policy
 from musicrl.policies.flat import flatten
 from musicrl.policies.value import ValueNetwork
 from musicrl.sampler.sampling import SamplingConfig, log_probs
 from musicrl.types import Experience, Weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdateConfig:
-    """How an update steps. The paper gives none of these numbers."""
-
-    learning_rate: float = 1e-4
-    """Of the policy (0: weights stay, figures are still reported)."""
-    value_learning_rate: float | None = None
-    """Of the value network (none: as the policy's)."""
-    warmup_steps: int = 0
-    """Steps over which each learning rate rises linearly."""
-    decay_steps: int = 0
-    """Optimizer steps over which each learning rate falls linearly to a tenth (0: it stays). What
-    the noise of single updates moved is pulled back while steps shrink."""
-    value_warmup_steps: int = 0
-    """First updates in which the value network learns and the policy is held."""
-    microbatch_samples: int = 16
-    """Clips of one forward and backward pass; changes memory, not the gradient."""
-    epochs: int = 1
-    """Passes over the samples of an update."""
-    minibatches: int = 1
-    """Optimizer steps of an epoch, each on its part of the samples."""
-    max_grad_norm: float | None = 1.0
-    """Gradients of each network are scaled down to this norm (none: never)."""
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.99
-    adam_epsilon: float = 1e-8
-    """Of the policy's optimizer. Far above the size of a clipped gradient's entries (0.01, say) it
-    makes the step momentum along the raw gradient, at a rate of learning_rate / adam_epsilon."""
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        counts = {
-            "microbatch_samples": self.microbatch_samples,
-            "epochs": self.epochs,
-            "minibatches": self.minibatches,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"update: {name} must be 1 or more, got {count}")
-        amounts = {
-            "learning_rate": self.learning_rate,
-            "value_learning_rate": self.value_learning_rate or 0.0,
-            "warmup_steps": self.warmup_steps,
-            "decay_steps": self.decay_steps,
-            "value_warmup_steps": self.value_warmup_steps,
-            "weight_decay": self.weight_decay,
-        }
-        for name, amount in amounts.items():
-            if not amount >= 0:
-                raise ValueError(f"update: {name} must not be negative, got {amount}")
-        if not self.adam_epsilon > 0:
-            raise ValueError(f"update: adam_epsilon must be above 0, got {self.adam_epsilon}")
-        for name, beta in {"adam_beta1": self.adam_beta1, "adam_beta2": self.adam_beta2}.items():
-            if not 0 <= beta < 1:
-                raise ValueError(f"update: {name} must be in [0, 1), got {beta}")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"update: max_grad_norm must be above 0, got {self.max_grad_norm}")
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of one update."""
-        return self.epochs * self.minibatches
-
-    def adam(self, learning_rate: float, epsilon: float = 1e-8) -> AdamConfig:
-        return AdamConfig(
-            learning_rate=learning_rate,
-            epsilon=epsilon,
-            warmup_steps=self.warmup_steps,
-            decay_steps=self.decay_steps,
-            max_grad_norm=self.max_grad_norm,
-            beta1=self.adam_beta1,
-            beta2=self.adam_beta2,
-            weight_decay=self.weight_decay,
-        )
+from musicrl.update_config import UpdateConfig
 
 
 class PolicyUpdate:
@@ -134,15 +59,13 @@ class PolicyUpdate:
         self.version = 0
         self._streams = cast(Policy, policy).layout.stream_names
         self._reference = self._frozen(policy if reference is None else reference)
-        adam = config.adam(config.learning_rate, config.adam_epsilon)
-        self._optimizer = Optimizer(policy, adam)
+        choose_parts(policy, config.parts)
+        self._optimizer = Optimizer(policy, config.policy_optimizer)
         self._value: nn.Module | None = None
         self._value_offset: float | None = None  # mean return of the first update
         if algorithm.needs_value:
             self._value = (ValueNetwork.from_policy(policy) if value is None else value).eval()
-            rate = config.value_learning_rate
-            rate = config.learning_rate if rate is None else rate
-            self._value_optimizer = Optimizer(self._value, config.adam(rate))
+            self._value_optimizer = Optimizer(self._value, config.value_optimizer)
 
     def _frozen(self, policy: nn.Module) -> nn.Module | None:
         if not (

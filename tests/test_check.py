@@ -7,7 +7,7 @@ import pytest
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.check import check_settings
 from musicrl.sampler.sampling import SamplingConfig
-from musicrl.update import UpdateConfig
+from musicrl.update_config import UpdateConfig
 
 PPO = AlgorithmConfig(name="ppo", clip_ratio=0.2)
 CAPPED = AlgorithmConfig(importance_cap=2.0)

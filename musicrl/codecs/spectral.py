@@ -34,7 +34,8 @@ class SpectralCodecConfig:
     """Principal components kept."""
     num_codebooks: int = 6
     vocab_size: int = 512
-    griffin_lim_steps: int = 4
+    griffin_lim_steps: int = 2
+    """Of phase retrieval: 2 are as good for rewards as 4 and take half the time of a decode."""
 
 
 MOMENTUM = 0.99
@@ -90,7 +91,7 @@ class SpectralCodec(nn.Module):
         B, N = audio.shape
         if self.config.fft_size > N or N % self.frame_size:
             raise ValueError(f"audio of {N} samples is not a multiple of {self.frame_size}")
-        spectra = self._stft(audio).abs()[:, : self.config.fft_size // 2, :-1]
+        spectra = self.stft(audio).abs()[:, : self.config.fft_size // 2, :-1]
         compressed = spectra.pow(self.config.exponent).transpose(1, 2)
         return compressed.reshape(B, N // self.frame_size, -1)
 
@@ -112,14 +113,15 @@ class SpectralCodec(nn.Module):
         estimate = torch.polar(magnitudes, initial_phases(magnitudes, self.config))
         previous = torch.zeros_like(estimate)
         for _ in range(self.config.griffin_lim_steps):
-            rebuilt = self._stft(self._istft(estimate))
+            rebuilt = self.stft(self._istft(estimate))
             leaped = rebuilt.lerp(previous, -MOMENTUM)
             previous = rebuilt
             parts = torch.view_as_real(leaped)
             estimate = leaped * (magnitudes * (parts.square().sum(-1) + 1e-16).rsqrt())
         return self._istft(estimate).clamp(-1, 1)
 
-    def _stft(self, audio: Tensor) -> Tensor:
+    def stft(self, audio: Tensor) -> Tensor:
+        """Audio [B, N] to complex spectra [B, bins, spectra]."""
         size, hop = self.config.fft_size, self.config.hop_size
         return torch.stft(audio, size, hop, window=self.window, return_complex=True)
 

@@ -15,17 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from musicrl.audio import resample
 from musicrl.embedders.mulan import MuLan
-from musicrl.evaluation.musicnn import SAMPLE_RATE, TAGS, WEIGHTS, Tagger
+from musicrl.evaluation.musicnn import SAMPLE_RATE, TAGS, Tagger
 from musicrl.prompts import attribute
 from musicrl.rewards.base import Reward
 from musicrl.rewards.text import TextAdherence
 from musicrl.types import Clips, Prompt
 
 TINY = Path(__file__).parent.parent / "data" / "tiny"
-CALIBRATION = WEIGHTS.with_name("calibration.json")
+CALIBRATION = "calibration.json"
+"""File in a world's folder: mean and deviation of the tagger's log-odds on its real clips."""
 TAGS_OF: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "instrument": {
         "piano": ("piano",),
@@ -50,10 +52,10 @@ class TagScores:
     The latest clips are remembered, so that several judges hear them once.
     """
 
-    def __init__(self, tagger: Tagger, *, batch: int = 16) -> None:
+    def __init__(self, tagger: Tagger, calibration: Path, *, batch: int = 16) -> None:
         self._tagger = tagger
         self._batch = batch
-        self._mean, self._deviation = read_calibration(CALIBRATION)
+        self._mean, self._deviation = read_calibration(calibration)
         self._latest: tuple[Clips, NDArray[np.float64]] | None = None
 
     def __call__(self, clips: Clips) -> NDArray[np.float64]:
@@ -67,8 +69,7 @@ class TagScores:
         finite = np.isfinite(audio).all(1, keepdims=True)
         heard = torch.tensor(np.where(finite, audio, 0))
         parts = [heard[i : i + self._batch] for i in range(0, len(heard), self._batch)]
-        tags = torch.cat([self._tagger(part) for part in parts])
-        log_odds: NDArray[np.float64] = torch.logit(tags.double(), eps=1e-9).numpy()
+        log_odds = np.concatenate([tag_log_odds(self._tagger, part) for part in parts])
         scores = (log_odds - self._mean) / self._deviation
         return np.where(finite, scores, np.nan)
 
@@ -122,8 +123,9 @@ def load_judges(weights: Path | None = None) -> tuple[Reward, ...]:
 
     Raises FileNotFoundError or ValueError naming the file when one cannot be read.
     """
-    scores = TagScores(Tagger())
-    model = MuLan.from_file((weights or TINY) / "judge.safetensors", kind="judge")
+    folder = weights or TINY
+    scores = TagScores(Tagger(), folder / CALIBRATION)
+    model = MuLan.from_file(folder / "judge.safetensors", kind="judge")
     return (
         TextAdherence(model, name="embedding"),
         TagJudge(scores, name="tagger", attributes=tuple(TAGS_OF)),
@@ -131,10 +133,39 @@ def load_judges(weights: Path | None = None) -> tuple[Reward, ...]:
     )
 
 
+def tag_log_odds(tagger: Tagger, audio: Tensor) -> NDArray[np.float64]:
+    """Log-odds float64 [B, 50] of `TAGS` in audio float32 [B, N] at 16 kHz."""
+    log_odds: NDArray[np.float64] = torch.logit(tagger(audio).double(), eps=1e-9).numpy()
+    return log_odds
+
+
+def write_calibration(
+    path: Path, mean: NDArray[np.float64], deviation: NDArray[np.float64], *, clips: int
+) -> None:
+    """Mean and standard deviation [50] of the log-odds of `TAGS` over so many real clips."""
+    pairs = zip(TAGS, mean.round(4).tolist(), deviation.round(4).tolist(), strict=True)
+    tags = {tag: [centre, spread] for tag, centre, spread in pairs}
+    partial = path.with_suffix(".partial")
+    partial.write_text(
+        json.dumps({"clips": clips, "tags": tags}, indent=1) + "\n", encoding="utf-8"
+    )
+    partial.replace(path)
+
+
 def read_calibration(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation, float64 [50] each, of the log-odds of `TAGS` on real clips."""
-    tags = json.loads(path.read_text(encoding="utf-8"))["tags"]
-    table = np.array([tags[tag] for tag in TAGS], np.float64)
+    """Mean and standard deviation, float64 [50] each, of the log-odds of `TAGS` on real clips.
+
+    Raises FileNotFoundError when the file is missing, ValueError when it is of another shape.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path.name} in {path.parent}: `musicrl pretrain calibration` writes it"
+        )
+    try:
+        tags = json.loads(path.read_text(encoding="utf-8"))["tags"]
+        table = np.array([tags[tag] for tag in TAGS], np.float64).reshape(len(TAGS), 2)
+    except (KeyError, TypeError, ValueError) as fault:
+        raise ValueError(f"{path} holds no mean and deviation of every tag: {fault}") from fault
     return table[:, 0], table[:, 1]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagger
 from musicrl.pretrain.codec import CodecStageConfig, fit_codec
 from musicrl.pretrain.corpus import CorpusConfig, build_corpus
 from musicrl.pretrain.embedder import EmbedderStageConfig, JudgeStageConfig, train_embedder
@@ -24,6 +25,7 @@ STAGES: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, float]]]] = {
     "codec": (CodecStageConfig, fit_codec),
     "embedder": (EmbedderStageConfig, train_embedder),
     "judge": (JudgeStageConfig, train_embedder),
+    "calibration": (CalibrationStageConfig, calibrate_tagger),
     "semantic": (SemanticStageConfig, fit_semantic),
     "policy": (PolicyStageConfig, train_policy),
 }

@@ -1,15 +1,18 @@
 """Tokenised clips: the grids and window embeddings that the policy stage learns from.
 
-Computed once for a split and kept beside the weights, so that training reads no audio.
+Computed once for a split and kept beside the weights, so that training reads no audio. A file made
+by other models or from other clips is made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.progress import track
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,21 +23,22 @@ from musicrl.embedders.mulan import MuLan
 from musicrl.layout import FrameLayout
 from musicrl.pretrain.world import WorldData
 
+MODELS = ("codec.safetensors", "embedder.safetensors", "semantic.safetensors")
+
 
 class TokenData:
     """Grids int16 [clips, S, K] and window embeddings float16 [clips, M, D] of one split."""
 
     def __init__(self, weights: Path, data: WorldData, split: str, layout: FrameLayout) -> None:
         path = weights / f"tokens-{split}.safetensors"
-        if not path.is_file():
+        origin = _origin(weights, data, layout)
+        if not path.is_file() or _stored_origin(path) != origin:
             grids, windows = tokenise(weights, data, layout)
             partial = path.with_suffix(".partial")
-            save_file({"grids": grids, "windows": windows}, partial)
+            save_file({"grids": grids, "windows": windows}, partial, metadata={"origin": origin})
             partial.replace(path)
         stored = load_file(path)
         self.grids, self.windows = stored["grids"], stored["windows"]
-        if len(self.grids) != len(data):
-            raise ValueError(f"{path} holds {len(self.grids)} clips, the world {len(data)}")
 
     def __len__(self) -> int:
         return len(self.grids)
@@ -50,12 +54,32 @@ class TokenData:
         return F.normalize(windows.sum(1), dim=-1)
 
 
+def _origin(weights: Path, data: WorldData, layout: FrameLayout) -> str:
+    """A digest of all that the tokens were made from: the models' files, the clips' attributes and
+    the layout."""
+    digest = hashlib.sha256(repr(layout).encode())
+    for name in MODELS:
+        digest.update((weights / name).read_bytes())
+    for row in data.attributes:
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
+
+
+def _stored_origin(path: Path) -> str | None:
+    """None for a file that cannot be read: it is made again."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("origin")
+    except SafetensorError:
+        return None
+
+
 @torch.no_grad()
 def tokenise(weights: Path, data: WorldData, layout: FrameLayout) -> tuple[Tensor, Tensor]:
     """Every clip through codec, semantic tokenizer and embedder."""
-    codec = SpectralCodec.from_file(weights / "codec.safetensors")
-    embedder = MuLan.from_file(weights / "embedder.safetensors")
-    semantic = SemanticTokenizer.from_file(weights / "semantic.safetensors")
+    codec = SpectralCodec.from_file(weights / MODELS[0])
+    embedder = MuLan.from_file(weights / MODELS[1])
+    semantic = SemanticTokenizer.from_file(weights / MODELS[2])
     grids, windows = [], []
     batches = np.array_split(np.arange(len(data)), -(-len(data) // 32))
     for batch in track(batches, description="tokenising"):

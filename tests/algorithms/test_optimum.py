@@ -24,7 +24,8 @@ from musicrl.policies.config import MusicLMConfig
 from musicrl.policies.musiclm import MusicLM
 from musicrl.sampler.sampling import SamplingConfig, log_probs
 from musicrl.types import Experience, Prompt, RewardBatch, Rollouts
-from musicrl.update import PolicyUpdate, UpdateConfig
+from musicrl.update import PolicyUpdate
+from musicrl.update_config import UpdateConfig
 
 SAMPLING = SamplingConfig(temperature=0.99)
 ALPHA = 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,14 +11,18 @@ import torch
 from musicrl.evaluation.judges import (
     CALIBRATION,
     TAGS_OF,
+    TINY,
     TagJudge,
     TagScores,
     asked_value,
     contrast,
     read_calibration,
+    write_calibration,
 )
 from musicrl.evaluation.musicnn import TAGS, Tagger
 from musicrl.types import Clips, Prompt
+
+SHIPPED = TINY / CALIBRATION
 
 
 def scores(**tags: float) -> np.ndarray:
@@ -103,10 +109,10 @@ def test_words_are_read_only_where_attributes_are_unknown() -> None:
 
 
 def test_standard_scores_are_log_odds_against_the_calibration() -> None:
-    mean, deviation = read_calibration(CALIBRATION)
+    mean, deviation = read_calibration(SHIPPED)
     shift = torch.tensor(mean + 2.0 * deviation).float()
     tagger = CountingTagger(shift.sigmoid())
-    np.testing.assert_allclose(TagScores(tagger)(CLIPS), np.full((1, 50), 2.0), atol=1e-3)
+    np.testing.assert_allclose(TagScores(tagger, SHIPPED)(CLIPS), np.full((1, 50), 2.0), atol=1e-3)
 
 
 def test_several_judges_hear_the_same_clips_once_and_broken_ones_have_no_score() -> None:
@@ -114,7 +120,7 @@ def test_several_judges_hear_the_same_clips_once_and_broken_ones_have_no_score()
     audio[1, 5] = np.nan
     clips = Clips(audio=audio, sample_rate=16_000)
     tagger = CountingTagger(torch.full((50,), 0.5))
-    shared = TagScores(tagger, batch=2)
+    shared = TagScores(tagger, SHIPPED, batch=2)
     prompts = [asking(tempo="slow", loudness="loud")] * 3
     for name in ("tempo", "loudness"):
         judged = TagJudge(shared, name=name, attributes=(name,))(prompts, clips)
@@ -125,7 +131,22 @@ def test_several_judges_hear_the_same_clips_once_and_broken_ones_have_no_score()
 
 
 def test_the_calibration_is_of_real_clips() -> None:
-    mean, deviation = read_calibration(CALIBRATION)
+    mean, deviation = read_calibration(SHIPPED)
     assert mean.shape == deviation.shape == (50,)
     assert (mean < 0).mean() > 0.9  # most tags are rare
     assert (deviation > 0.3).all()
+
+
+def test_a_written_calibration_reads_back(tmp_path: Path) -> None:
+    mean, deviation = np.linspace(-6, -1, 50), np.linspace(0.5, 3, 50)
+    write_calibration(tmp_path / CALIBRATION, mean, deviation, clips=7)
+    read = read_calibration(tmp_path / CALIBRATION)
+    np.testing.assert_allclose(read, (mean, deviation), atol=1e-4)
+
+
+def test_a_missing_or_incomplete_calibration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="musicrl pretrain calibration"):
+        read_calibration(tmp_path / CALIBRATION)
+    (tmp_path / CALIBRATION).write_text('{"tags": {"guitar": [0, 1]}}')
+    with pytest.raises(ValueError, match=r"calibration\.json holds no mean"):
+        read_calibration(tmp_path / CALIBRATION)

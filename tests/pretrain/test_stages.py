@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -11,15 +12,20 @@ import pytest
 import torch
 
 from musicrl.checkpoint import load_tensors
-from musicrl.codecs.spectral import SpectralCodecConfig
+from musicrl.codecs.spectral import SpectralCodec, SpectralCodecConfig
 from musicrl.embedders.mulan import MuLan, MuLanConfig
+from musicrl.evaluation.judges import CALIBRATION, TagScores
+from musicrl.evaluation.musicnn import Tagger
 from musicrl.policies.musiclm import MusicLM, MusicLMConfig
+from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagger
 from musicrl.pretrain.codec import CodecStageConfig, fit_codec
 from musicrl.pretrain.embedder import EmbedderStageConfig, train_embedder
 from musicrl.pretrain.policy import PolicyStageConfig, train_policy
 from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
 from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
+from musicrl.pretrain.tokens import TokenData
 from musicrl.pretrain.world import WorldConfig, WorldData, build_world
+from musicrl.types import Clips
 from musicrl.world import World
 
 CODEC = SpectralCodecConfig(num_components=48, vocab_size=32)
@@ -120,7 +126,6 @@ def test_held_out_prompts_are_of_test_tunes_and_distinct(weights: Path) -> None:
 
 
 def test_the_codec_keeps_more_with_more_levels(weights: Path, tiny_world: Path) -> None:
-    from musicrl.codecs.spectral import SpectralCodec
     from musicrl.pretrain.codec import measure_codec
 
     facts = measure_codec(
@@ -191,6 +196,30 @@ def test_the_policy_learns_and_the_world_plays(tiny_world: Path, weights: Path) 
     assert audio.shape == (2, 96_000)
     assert np.abs(audio).max() > 0.01
     assert np.allclose(world.decode(tokens[1:]), audio[1:], atol=1e-5)
+
+
+def test_tokens_are_made_again_when_a_model_behind_them_changes(
+    weights: Path, tiny_world: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(weights, tmp_path / "weights"))
+    (path := folder / "tokens-validation.safetensors").unlink(missing_ok=True)
+    data = WorldData(tiny_world, "validation")
+    first = TokenData(folder, data, "validation", POLICY.layout)
+    made = path.stat().st_mtime_ns
+    TokenData(folder, data, "validation", POLICY.layout)
+    assert path.stat().st_mtime_ns == made
+    codec = SpectralCodec.from_file(folder / "codec.safetensors")
+    codec.mean.add_(0.3)
+    codec.save(folder / "codec.safetensors")
+    assert not torch.equal(TokenData(folder, data, "validation", POLICY.layout).grids, first.grids)
+
+
+def test_the_calibration_is_that_of_the_worlds_clips(tiny_world: Path, tmp_path: Path) -> None:
+    calibrate_tagger(CalibrationStageConfig(world=tiny_world, weights=tmp_path))
+    audio = WorldData(tiny_world, "validation").audio(range(24)).numpy()
+    scores = TagScores(Tagger(), tmp_path / CALIBRATION)(Clips(audio=audio, sample_rate=16_000))
+    np.testing.assert_allclose(scores.mean(0), 0.0, atol=1e-2)
+    np.testing.assert_allclose(scores.std(0), 1.0, atol=1e-2)
 
 
 def test_parts_that_do_not_fit_are_named(weights: Path, tmp_path: Path) -> None:
