@@ -63,6 +63,7 @@ class SamplerActor:
             run_seed=self.config.seed,
             samples_per_prompt=self.config.rollout.samples_per_prompt,
             version=version,
+            clip_seconds=self.config.rollout.clip_seconds,
         )
         return rollouts, clips, self._report(rollouts, version, seconds)
 

@@ -77,6 +77,7 @@ def preflight(config: TrainConfig) -> tuple[tuple[Prompt, ...], tuple[str, ...]]
         gpus = config.cluster.scorer_gpus
         raise ValueError(f"cluster.scorer_gpus {gpus:g}: rewards run on the CPU")
     world = World.load(config.model.weights, config.model.policy)
+    world.steps_of(config.rollout.clip_seconds)
     load_judges(config.model.weights)
     heldout_chunks(config)
     return training_prompts(config), world.layout.stream_names

@@ -41,6 +41,9 @@ class RolloutConfig:
     """Prompts of one training step."""
     samples_per_prompt: int = 4
     """Clips sampled of each prompt."""
+    clip_seconds: float | None = None
+    """Length of the clips that are trained on (none: whole clips). Evaluation hears whole clips.
+    A clip's first seconds decide most of what it becomes, and cost a fraction of it."""
     prompts_per_chunk: int = 4
     """Prompts of one sampling task: the unit of work, whatever the number of actors, so that the
     same rollouts come out of one actor or of many."""

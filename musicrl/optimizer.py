@@ -1,4 +1,4 @@
-"""One network's optimizer: AdamW, and Muon for linear layers; it survives a bad batch.
+"""One network's optimizer: AdamW, and Muon for matrices; it survives a bad batch.
 
 Knows nothing of losses or of what the network is. The paper names no optimizer or warm-up.
 """
@@ -6,12 +6,15 @@ Knows nothing of losses or of what the network is. The paper names no optimizer 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+PEAK = "peak_lr"
+"""Key of a parameter group: its rate before the schedule."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,28 +35,31 @@ class OptimizerConfig:
 class Optimizer:
     """Steps a module along its accumulated gradients.
 
-    With a `muon_learning_rate` the weights of linear layers are stepped by Muon (Jordan et al.
-    2024): every direction of a matrix moves alike, however small its share of the gradient.
+    With a `muon_learning_rate` the weights of linear layers and embeddings are stepped by Muon
+    (Jordan et al. 2024): every direction of a matrix moves alike, however small its share of the
+    gradient.
     """
 
     def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
         self.num_steps = 0
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        by_muon = [] if config.muon_learning_rate is None else _linear_weights(module)
-        taken = {id(p) for p in by_muon}
-        by_adam = [p for p in self._parameters if id(p) not in taken]
-        self._stepping: list[tuple[float, torch.optim.Optimizer]] = []  # with their peak rates
-        if by_adam:
+        self._stepping: list[torch.optim.Optimizer] = []
+        matrices = [] if config.muon_learning_rate is None else list(_matrices(module))
+        taken = {id(weight) for weight, _ in matrices}
+        if others := [p for p in self._parameters if id(p) not in taken]:
+            groups = [{"params": others, PEAK: config.learning_rate}]
             betas = (config.beta1, config.beta2)
-            adam = torch.optim.AdamW(by_adam, betas=betas, weight_decay=config.weight_decay)
-            self._stepping.append((config.learning_rate, adam))
-        if by_muon:
+            decay = config.weight_decay
+            self._stepping.append(torch.optim.AdamW(groups, betas=betas, weight_decay=decay))
+        if matrices:
             assert config.muon_learning_rate is not None
-            muon = torch.optim.Muon(
-                by_muon, momentum=config.muon_momentum, weight_decay=config.weight_decay
-            )
-            self._stepping.append((config.muon_learning_rate, muon))
+            groups = [
+                {"params": [weight], PEAK: config.muon_learning_rate * scale}
+                for weight, scale in matrices
+            ]
+            momentum, decay = config.muon_momentum, config.weight_decay
+            self._stepping.append(torch.optim.Muon(groups, momentum=momentum, weight_decay=decay))
 
     @property
     def learning_rate(self) -> float:
@@ -77,9 +83,9 @@ class Optimizer:
         norm = float(nn.utils.clip_grad_norm_(self._parameters, limit))
         is_sound = math.isfinite(norm) and math.isfinite(loss)
         if is_sound:
-            for peak, optimizer in self._stepping:
+            for optimizer in self._stepping:
                 for group in optimizer.param_groups:
-                    group["lr"] = peak * self.schedule
+                    group["lr"] = group[PEAK] * self.schedule
                 optimizer.step()
             self.num_steps += 1
         for parameter in self._parameters:
@@ -90,7 +96,7 @@ class Optimizer:
         """Copies of the moments, named `<optimizer>.<parameter number>.<moment>`."""
         return {
             f"{o}.{i}.{name}": value.clone()
-            for o, (_, optimizer) in enumerate(self._stepping)
+            for o, optimizer in enumerate(self._stepping)
             for i, moments in optimizer.state_dict()["state"].items()
             for name, value in moments.items()
         }
@@ -106,7 +112,7 @@ class Optimizer:
             states.setdefault(int(o), {}).setdefault(int(i), {})[name] = tensor.clone()
         if states and len(states) != len(self._stepping):
             raise ValueError("the checkpoint was trained with another update.muon_learning_rate")
-        for number, (_, optimizer) in enumerate(self._stepping):
+        for number, optimizer in enumerate(self._stepping):
             state = states.get(number, {})
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -135,6 +141,12 @@ def _first_two(name: str) -> str:
     return ".".join(name.split(".")[:2])
 
 
-def _linear_weights(module: nn.Module) -> list[Tensor]:
-    linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
-    return [linear.weight for linear in linears if linear.weight.requires_grad]
+def _matrices(module: nn.Module) -> Iterator[tuple[Tensor, float]]:
+    """Weights that Muon steps, and the scale of their rate. Inputs of a linear layer are normalised
+    to a length of sqrt(width); the input of an embedding has length 1, so that its rows must move
+    that much further to be felt alike."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear) and part.weight.requires_grad:
+            yield part.weight, 1.0
+        elif isinstance(part, nn.Embedding) and part.weight.requires_grad:
+            yield part.weight, math.sqrt(part.embedding_dim)

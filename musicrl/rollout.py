@@ -82,10 +82,12 @@ class RolloutWorker:
         run_seed: int,
         samples_per_prompt: int,
         version: int,
+        clip_seconds: float | None = None,
     ) -> tuple[Rollouts, Clips]:
         """Sample each prompt `samples_per_prompt` times, as adjacent rows, and decode them.
 
-        `version` is that of the weights now applied; the rollouts carry it.
+        `version` is that of the weights now applied; the rollouts carry it. Raises ValueError when
+        the policy plays no clips of `clip_seconds` (none: whole ones).
         """
         started = time.perf_counter()
         seeds = chunk_seeds(
@@ -97,7 +99,10 @@ class RolloutWorker:
         with torch.inference_mode():
             conditions = self.world.conditioner([prompt.text for prompt in prompts])
             tokens, logprobs = self.engine.generate(
-                conditions.to(self.device), samples_per_prompt=samples_per_prompt, seeds=seeds
+                conditions.to(self.device),
+                samples_per_prompt=samples_per_prompt,
+                seeds=seeds,
+                num_steps=self.world.steps_of(clip_seconds),
             )
             sampled = time.perf_counter()
             audio = np.asarray(self.world.decode(tokens), dtype=np.float32)
@@ -117,7 +122,7 @@ class RolloutWorker:
     def generate_heldout(
         self, prompts: Sequence[Prompt], *, first: int, version: int
     ) -> tuple[Rollouts, Clips]:
-        """One clip of each held-out prompt from number `first` on, the same noise in every run."""
+        """One whole clip of each held-out prompt from number `first` on, the same noise in every run."""
         return self.generate(
             prompts,
             first_prompt_index=first,

@@ -53,6 +53,7 @@ class Solo:
         self.heldout = heldout_chunks(config)
         self.heard = listening_chunk(config)
         world, sampling_world = load_worlds(config)
+        world.steps_of(config.rollout.clip_seconds)
         sampler, learner = (
             role_device(gpus) for gpus in (config.cluster.sampler_gpus, config.cluster.learner_gpus)
         )
@@ -106,6 +107,7 @@ class Solo:
                 run_seed=self.config.seed,
                 samples_per_prompt=self.config.rollout.samples_per_prompt,
                 version=self.learner.version,
+                clip_seconds=self.config.rollout.clip_seconds,
             )
 
     def evaluate(self, journal: Journal, stop: StopRequest) -> Hearing | None:

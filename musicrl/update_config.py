@@ -16,9 +16,9 @@ class UpdateConfig:
     parts: tuple[str, ...] = ()
     """Parts of the policy that learn, by how the names of their parameters start (none: all)."""
     muon_learning_rate: float | None = None
-    """Of the policy's linear layers, when Muon steps them (none: Adam does). It makes their
-    momentum orthogonal: a step of this spectral norm (of sqrt(rows / columns) times it for a tall
-    matrix) in every direction that the gradient has."""
+    """Of the policy's linear layers and embeddings, when Muon steps them (none: Adam does). It
+    makes their momentum orthogonal: a step of this length in every direction of a linear layer (of
+    sqrt(rows / columns) times it in a tall one), and of sqrt(width) times it in an embedding."""
     muon_momentum: float = 0.9
     value_learning_rate: float | None = None
     """Of the value network (none: as the policy's)."""

@@ -79,8 +79,30 @@ class World:
     @property
     def clip_seconds(self) -> float:
         """Length of the clips that the policy samples."""
-        frames = self.policy.num_steps * self.policy.config.codec_frames_per_step
-        return frames / self.codec.frame_rate
+        return self.policy.num_steps * self.step_seconds
+
+    @property
+    def step_seconds(self) -> float:
+        """Length of one step of the grid."""
+        return self.policy.config.codec_frames_per_step / self.codec.frame_rate
+
+    def steps_of(self, seconds: float | None) -> int:
+        """Steps of a clip of `seconds` (none: of a whole clip).
+
+        Raises ValueError when the policy plays no such clip.
+        """
+        if seconds is None:
+            return self.policy.num_steps
+        steps = round(seconds / self.step_seconds)
+        if (
+            not 1 <= steps <= self.policy.num_steps
+            or abs(steps * self.step_seconds - seconds) > 1e-6
+        ):
+            raise ValueError(
+                f"clip_seconds {seconds:g} is not a multiple of {self.step_seconds:g} up to "
+                f"{self.clip_seconds:g}, the clips of this policy"
+            )
+        return steps
 
     def conditioner(self, texts: Sequence[str]) -> Tensor:
         """Conditioning tokens int64 [B, C] of texts."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cluster.commands.flags import print_help, split_words, wants_help
 from musicrl.config import DEFAULT_PRESET, TrainConfig, derived_numbers, dump_yaml, load_config
-from musicrl.policies.musiclm import MusicLM
-from musicrl.world import SHIPPED
+from musicrl.world import World
 
 
 def train(args: Sequence[str]) -> None:
@@ -53,9 +51,11 @@ def run_config(args: Sequence[str], *, verb: str) -> TrainConfig | None:
 
 
 def announce(config: TrainConfig) -> None:
-    """Print what the settings amount to. Raises FileNotFoundError when the policy is missing."""
-    policy = MusicLM.from_file(policy_path(config))
-    cells = policy.num_steps * policy.layout.num_streams
+    """Print what the settings amount to. Raises FileNotFoundError or ValueError when a model is
+    missing or damaged."""
+    world = World.load(config.model.weights, config.model.policy)
+    policy = world.policy
+    cells = world.steps_of(config.rollout.clip_seconds) * policy.layout.num_streams
     for name, number in derived_numbers(config, cells_per_sample=cells).items():
         print(f"{name:<28}{number:>10,}")
     print(f"{'policy parameters':<28}{sum(map(_size, policy.parameters())):>10,}", flush=True)
@@ -71,10 +71,6 @@ def report(config: TrainConfig, summary: dict[str, Any]) -> None:
     print(f"summary      {config.out / 'summary.json'}")
     print(f"before/after {config.out / 'audio'}")
     print(f"TensorBoard  tensorboard --logdir {config.out}")
-
-
-def policy_path(config: TrainConfig) -> Path:
-    return config.model.policy or (config.model.weights or SHIPPED) / "policy.safetensors"
 
 
 def _size(parameter: Any) -> int:
