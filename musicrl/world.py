@@ -6,6 +6,7 @@ here; rewards take their embedder from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +94,9 @@ class World:
         """
         if seconds is None:
             return self.policy.num_steps
-        steps = round(seconds / self.step_seconds)
-        if (
-            not 1 <= steps <= self.policy.num_steps
-            or abs(steps * self.step_seconds - seconds) > 1e-6
-        ):
+        steps = round(seconds / self.step_seconds) if math.isfinite(seconds) else 0
+        is_whole = abs(steps * self.step_seconds - seconds) < 1e-6
+        if not (is_whole and 1 <= steps <= self.policy.num_steps):
             raise ValueError(
                 f"clip_seconds {seconds:g} is not a multiple of {self.step_seconds:g} up to "
                 f"{self.clip_seconds:g}, the clips of this policy"

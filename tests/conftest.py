@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -25,6 +26,8 @@ import torch
 from musicrl.codecs.spectral import SpectralCodec, SpectralCodecConfig
 from musicrl.config import TrainConfig
 from musicrl.embedders.mulan import MuLan, MuLanConfig
+from musicrl.evaluation.judges import CALIBRATION, write_calibration
+from musicrl.evaluation.musicnn import TAGS
 from musicrl.policies.config import MusicLMConfig
 from musicrl.policies.musiclm import MusicLM
 from musicrl.settings import build, merge
@@ -62,6 +65,8 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save(folder / "codec.safetensors")
     for kind in ("embedder", "judge"):
         _noisy(MuLan(_embedder())).save(folder / f"{kind}.safetensors", kind=kind)
+    calibration = np.full(len(TAGS), -3.0), np.full(len(TAGS), 1.5)
+    write_calibration(folder / CALIBRATION, *calibration, clips=1)
     pyarrow.parquet.write_table(pyarrow.table(_prompts()), folder / "prompts.parquet")
     return folder
 

@@ -63,7 +63,7 @@ def test_the_file_of_a_typo_is_named(tmp_path: Path) -> None:
         ("--seed x", "command line: seed is 'x', expected an integer"),
         (
             "--rollout.prompts-per-chunk 3",
-            "command line: prompts_per_step 16 is not a multiple of prompts_per_chunk 3",
+            "command line: prompts_per_step 8 is not a multiple of prompts_per_chunk 3",
         ),
         ("--cluster.num-samplers 0", "command line: num_samplers must be 1 or more, got 0"),
         ("--iterations 0", "command line: iterations must be 1 or more, got 0"),
@@ -84,7 +84,7 @@ def test_flags_are_refused_in_one_sentence(flags: str, sentence: str) -> None:
     "flags",
     [
         "--algorithm.baseline group_mean --rollout.samples-per-prompt 1",
-        "--algorithm.name ppo --algorithm.clip-ratio 0.2",
+        "--algorithm.name ppo --algorithm.clip-ratio 0.2 --cluster.max-lag 0",
         "--rollout.sampling.top-k 5",
     ],
 )

@@ -22,11 +22,16 @@ PROMPTS = tuple(
 
 
 def make(
-    world: World, prompts: tuple[Prompt, ...], first: int, **numbers: int
+    world: World,
+    prompts: tuple[Prompt, ...],
+    first: int,
+    *,
+    clip_seconds: float | None = None,
+    **numbers: int,
 ) -> tuple[Rollouts, Clips]:
     settings = {"step": 3, "run_seed": 5, "samples_per_prompt": 2, "version": 9, **numbers}
     worker = RolloutWorker(world, SamplingConfig())
-    return worker.generate(prompts, first_prompt_index=first, **settings)
+    return worker.generate(prompts, first_prompt_index=first, clip_seconds=clip_seconds, **settings)
 
 
 @pytest.fixture
@@ -77,6 +82,20 @@ def test_applied_weights_are_the_ones_that_sample(world: World, tiny_world: Path
     settings = {"step": 3, "run_seed": 5, "samples_per_prompt": 2, "version": 9}
     moved, _ = worker.generate(PROMPTS, first_prompt_index=4, **settings)
     np.testing.assert_array_equal(moved.tokens, make(other, PROMPTS, 4)[0].tokens)
+
+
+def test_a_shorter_clip_is_the_beginning_of_the_whole_one(world: World) -> None:
+    whole, full = make(world, PROMPTS, 0)
+    short, clips = make(world, PROMPTS, 0, clip_seconds=0.24)
+    np.testing.assert_array_equal(short.tokens, whole.tokens[:, :3])
+    np.testing.assert_allclose(short.logprobs, whole.logprobs[:, :3], atol=1e-6)
+    assert clips.audio.shape[1] == round(0.24 * world.sample_rate) < full.audio.shape[1]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.48, float("nan")])
+def test_a_length_that_the_policy_does_not_play_is_refused(world: World, seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"^clip_seconds .* multiple of 0\.08 up to 0\.4,"):
+        make(world, PROMPTS, 0, clip_seconds=seconds)
 
 
 def test_held_out_clips_have_the_seeds_of_the_evaluation(world: World) -> None:

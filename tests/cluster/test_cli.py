@@ -16,9 +16,7 @@ from musicrl.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
 NO_POLICY = "no policy at no/run: neither a file, nor a checkpoint, nor a run"
-PRETRAIN = (
-    "pretrain needs a stage: corpus, world, prompts, codec, embedder, judge, semantic, policy"
-)
+PRETRAIN = "pretrain needs a stage: corpus, world, prompts, codec, embedder, judge, calibration, semantic, policy"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -35,7 +33,8 @@ def short_run(world: Path) -> list[str]:
     flags = (
         f"--model.weights {world} --iterations 2 --rollout.prompts-per-step 4 "
         "--rollout.prompts-per-chunk 2 --rollout.samples-per-prompt 2 --evaluation.prompts 6 "
-        "--evaluation.audio-prompts 2 --cluster.learner-threads 1 --cluster.object-store-mb 100"
+        "--evaluation.audio-prompts 2 --cluster.learner-threads 1 --cluster.object-store-mb 100 "
+        "--cluster.max-lag 0 --rollout.clip-seconds 0.4"
     )
     return flags.split()
 

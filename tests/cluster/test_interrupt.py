@@ -27,6 +27,7 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_exit_code_0(
         "model.weights": tiny_world,
         "rollout.prompts_per_step": 4,
         "rollout.prompts_per_chunk": 4,
+        "rollout.clip_seconds": 0.4,
         "evaluation.prompts": 4,
         "cluster.num_samplers": 1,
         "cluster.learner_threads": 1,
