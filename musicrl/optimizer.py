@@ -62,9 +62,13 @@ class Optimizer:
             self._stepping.append(torch.optim.Muon(groups, momentum=momentum, weight_decay=decay))
 
     @property
-    def learning_rate(self) -> float:
-        """Of Adam's next step."""
-        return self.config.learning_rate * self.schedule
+    def rates(self) -> dict[str, float]:
+        """Of the next step, by setting."""
+        peaks = {
+            "learning_rate": self.config.learning_rate,
+            "muon_learning_rate": self.config.muon_learning_rate,
+        }
+        return {name: peak * self.schedule for name, peak in peaks.items() if peak is not None}
 
     @property
     def schedule(self) -> float:
@@ -102,16 +106,11 @@ class Optimizer:
         }
 
     def load(self, tensors: Mapping[str, Tensor], *, num_steps: int) -> None:
-        """Restore what `tensors` and `num_steps` held.
-
-        Raises ValueError when they are the moments of another choice of optimizers.
-        """
+        """Restore what `tensors` and `num_steps` held, of the same parts and optimizers."""
         states: dict[int, dict[int, dict[str, Any]]] = {}
         for key, tensor in tensors.items():
             o, i, name = key.split(".")
             states.setdefault(int(o), {}).setdefault(int(i), {})[name] = tensor.clone()
-        if states and len(states) != len(self._stepping):
-            raise ValueError("the checkpoint was trained with another update.muon_learning_rate")
         for number, optimizer in enumerate(self._stepping):
             state = states.get(number, {})
             groups = optimizer.state_dict()["param_groups"]
@@ -120,17 +119,19 @@ class Optimizer:
 
 
 def choose_parts(module: nn.Module, parts: Sequence[str]) -> None:
-    """Let only the parameters learn whose names start with one of `parts` (none given: all).
+    """Let only the parameters learn whose names start with one of `parts` (none given: as it is).
 
     Raises ValueError naming the part that no parameter belongs to.
     """
+    if not parts:
+        return
     names = [name for name, _ in module.named_parameters()]
     for part in parts:
         if not any(_is_under(name, part) for name in names):
             known = ", ".join(dict.fromkeys(_first_two(name) for name in names))
             raise ValueError(f"update.parts: the policy has no part {part!r}, it has {known}")
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(not parts or any(_is_under(name, part) for part in parts))
+        parameter.requires_grad_(any(_is_under(name, part) for part in parts))
 
 
 def _is_under(name: str, part: str) -> bool:

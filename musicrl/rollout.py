@@ -122,7 +122,8 @@ class RolloutWorker:
     def generate_heldout(
         self, prompts: Sequence[Prompt], *, first: int, version: int
     ) -> tuple[Rollouts, Clips]:
-        """One whole clip of each held-out prompt from number `first` on, the same noise in every run."""
+        """One whole clip of each held-out prompt from number `first` on, with the same noise in
+        every run."""
         return self.generate(
             prompts,
             first_prompt_index=first,

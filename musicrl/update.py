@@ -107,8 +107,8 @@ class PolicyUpdate:
         if self.algorithm.needs_reference_tokens:
             batch = replace(batch, reference_logprobs=self._reference_tokens(batch))
         is_held = self.version < self.config.value_warmup_steps
-        rate = 0.0 if is_held else self._optimizer.learning_rate
-        step = _Step(is_held=is_held, learning_rate=rate)
+        rates = {name: 0.0 if is_held else r for name, r in self._optimizer.rates.items()}
+        step = _Step(is_held=is_held, rates=rates)
         returns = self.algorithm.returns(batch)
         values = self._values(batch, returns, step)
         advantages = self.algorithm.advantages(batch, returns, values)
@@ -207,7 +207,7 @@ class PolicyUpdate:
         sound = {name: [n for n in found if n is not None] for name, found in norms.items()}
         return {
             "update/skipped": float(sum(found.count(None) for found in norms.values())),
-            "update/learning_rate": step.learning_rate,
+            **{f"update/{name}": rate for name, rate in step.rates.items()},
             "kl/alpha": self.algorithm.alpha,
             "policy/loss": fmean(step.losses),
             **{f"{name}/grad_norm": fmean(n) for name, n in sound.items() if n},
@@ -233,6 +233,8 @@ class PolicyUpdate:
             "alpha": self.algorithm.alpha,
             "num_steps": self._optimizer.num_steps,
             "reference": self._reference_digest(),
+            "parts": list(self.config.parts),
+            "has_muon": self.config.muon_learning_rate is not None,
         }
         if self._value is not None:
             tensors |= _prefixed("value", self._value.state_dict())
@@ -248,6 +250,10 @@ class PolicyUpdate:
         """
         if state["reference"] != self._reference_digest():
             raise ValueError("the checkpoint was trained against another reference policy")
+        if state["parts"] != list(self.config.parts):
+            raise ValueError("the checkpoint was trained with other update.parts")
+        if state["has_muon"] != (self.config.muon_learning_rate is not None):
+            raise ValueError("the checkpoint was trained with another update.muon_learning_rate")
         if ("value_num_steps" in state) != (self._value is not None):
             raise ValueError("the checkpoint was trained with another algorithm.baseline")
         load_into(self.policy, _under("policy", tensors), origin="checkpoint (policy)")
@@ -264,9 +270,9 @@ class PolicyUpdate:
 class _Step:
     """What one update has done so far."""
 
-    def __init__(self, *, is_held: bool, learning_rate: float) -> None:
+    def __init__(self, *, is_held: bool, rates: Mapping[str, float]) -> None:
         self.is_held = is_held
-        self.learning_rate = learning_rate
+        self.rates = rates
         self.outs: list[LossOut] = []
         self.losses: list[float] = []
         self.policy_norms: list[float | None] = []

@@ -12,14 +12,17 @@ class UpdateConfig:
     """How an update steps. The paper gives none of these numbers."""
 
     learning_rate: float = 1e-4
-    """Of the policy, for Adam (0: weights stay, figures are still reported)."""
+    """Of what Adam steps of the policy. Where every rate is 0, weights stay and figures are still
+    reported."""
     parts: tuple[str, ...] = ()
-    """Parts of the policy that learn, by how the names of their parameters start (none: all)."""
+    """Parts of the policy that learn, by how the names of their parameters start (none: all). The
+    value network learns whole."""
     muon_learning_rate: float | None = None
     """Of the policy's linear layers and embeddings, when Muon steps them (none: Adam does). It
     makes their momentum orthogonal: a step of this length in every direction of a linear layer (of
     sqrt(rows / columns) times it in a tall one), and of sqrt(width) times it in an embedding."""
-    muon_momentum: float = 0.9
+    muon_momentum: float | None = None
+    """Decay of Muon's momentum (none: 0.95)."""
     value_learning_rate: float | None = None
     """Of the value network (none: as the policy's)."""
     warmup_steps: int = 0
@@ -65,11 +68,13 @@ class UpdateConfig:
         decays = {
             "adam_beta1": self.adam_beta1,
             "adam_beta2": self.adam_beta2,
-            "muon_momentum": self.muon_momentum,
+            "muon_momentum": self.muon_momentum or 0.0,
         }
         for name, beta in decays.items():
             if not 0 <= beta < 1:
                 raise ValueError(f"update: {name} must be in [0, 1), got {beta}")
+        if self.muon_momentum is not None and self.muon_learning_rate is None:
+            raise ValueError("update: muon_momentum is read only with a muon_learning_rate")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"update: max_grad_norm must be above 0, got {self.max_grad_norm}")
 
@@ -91,7 +96,7 @@ class UpdateConfig:
         return OptimizerConfig(
             learning_rate=learning_rate,
             muon_learning_rate=muon_learning_rate,
-            muon_momentum=self.muon_momentum,
+            muon_momentum=0.95 if self.muon_momentum is None else self.muon_momentum,
             warmup_steps=self.warmup_steps,
             decay_steps=self.decay_steps,
             max_grad_norm=self.max_grad_norm,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from musicrl.optimizer import Optimizer
+from musicrl.optimizer import Optimizer, choose_parts
 from musicrl.update_config import UpdateConfig
 
 
@@ -21,7 +21,7 @@ def test_learning_rates_rise_then_fall_to_a_tenth() -> None:
     rates = []
     for step in range(6):
         optimizer.num_steps = step
-        rates.append(optimizer.learning_rate)
+        rates.append(optimizer.rates["learning_rate"])
     # rise: 1/2, 1, 1, 1, 1, 1; fall: 1, .775, .55, .325, .1, .1
     assert rates == pytest.approx([0.2, 0.31, 0.22, 0.13, 0.04, 0.04])
 
@@ -55,15 +55,6 @@ def test_without_a_rate_of_its_own_muon_steps_nothing() -> None:
     )
 
 
-def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
-    layer = nn.Linear(2, 2)
-    both = optimizer_of(layer, muon_learning_rate=0.01)
-    layer(torch.ones(1, 2)).sum().backward()
-    both.step(0.0)
-    with pytest.raises(ValueError, match="muon_learning_rate"):
-        optimizer_of(layer).load(both.tensors(), num_steps=1)
-
-
 def test_a_gradient_that_is_not_finite_leaves_every_weight() -> None:
     layer = nn.Linear(2, 2)
     before = layer.weight.detach().clone()
@@ -73,3 +64,12 @@ def test_a_gradient_that_is_not_finite_leaves_every_weight() -> None:
     assert torch.equal(layer.weight, before)
     assert optimizer.num_steps == 0
     assert layer.weight.grad is None
+
+
+def test_without_chosen_parts_what_was_held_stays_held() -> None:
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    choose_parts(layer, ())
+    assert [p.requires_grad for p in layer.parameters()] == [True, False]
+    choose_parts(layer, ("bias",))
+    assert [p.requires_grad for p in layer.parameters()] == [False, True]

@@ -279,6 +279,10 @@ def test_a_checkpoint_of_another_run_is_refused() -> None:
         new_update(seed=1).load_state_dict(tensors, state)
     with pytest.raises(ValueError, match=r"another algorithm\.baseline"):
         new_update(replace(PAPER, baseline="none")).load_state_dict(tensors, state)
+    with pytest.raises(ValueError, match=r"other update\.parts"):
+        new_update(config=UpdateConfig(parts=("head",))).load_state_dict(tensors, state)
+    with pytest.raises(ValueError, match=r"another update\.muon_learning_rate"):
+        new_update(config=UpdateConfig(muon_learning_rate=0.1)).load_state_dict(tensors, state)
 
 
 def test_the_policy_is_held_while_the_value_network_warms_up() -> None:
@@ -389,7 +393,8 @@ def test_rollouts_of_another_layout_are_refused() -> None:
         ({"max_grad_norm": 0.0}, "max_grad_norm"),
         ({"adam_beta2": 1.0}, "adam_beta2"),
         ({"muon_learning_rate": -1.0}, "muon_learning_rate"),
-        ({"muon_momentum": 1.0}, "muon_momentum"),
+        ({"muon_learning_rate": 0.1, "muon_momentum": 1.0}, "muon_momentum"),
+        ({"muon_momentum": 0.9}, "read only with a muon_learning_rate"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, float], message: str) -> None:

@@ -23,7 +23,11 @@ from musicrl.embedders.mulan import MuLan
 from musicrl.layout import FrameLayout
 from musicrl.pretrain.world import WorldData
 
-MODELS = ("codec.safetensors", "embedder.safetensors", "semantic.safetensors")
+CODEC, EMBEDDER, SEMANTIC = MODELS = (
+    "codec.safetensors",
+    "embedder.safetensors",
+    "semantic.safetensors",
+)
 
 
 class TokenData:
@@ -77,9 +81,9 @@ def _stored_origin(path: Path) -> str | None:
 @torch.no_grad()
 def tokenise(weights: Path, data: WorldData, layout: FrameLayout) -> tuple[Tensor, Tensor]:
     """Every clip through codec, semantic tokenizer and embedder."""
-    codec = SpectralCodec.from_file(weights / MODELS[0])
-    embedder = MuLan.from_file(weights / MODELS[1])
-    semantic = SemanticTokenizer.from_file(weights / MODELS[2])
+    codec = SpectralCodec.from_file(weights / CODEC)
+    embedder = MuLan.from_file(weights / EMBEDDER)
+    semantic = SemanticTokenizer.from_file(weights / SEMANTIC)
     grids, windows = [], []
     batches = np.array_split(np.arange(len(data)), -(-len(data) // 32))
     for batch in track(batches, description="tokenising"):
