@@ -81,7 +81,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "evaluate": (_evaluate, "measure policies on the held-out prompts: [policy or run ...]"),
         "spread": (_spread, "put finished runs beside each other: runs/a runs/b ..."),
         "pretrain": (_pretrain, "build a world: STAGE [file.yaml] [--field value]"),
-        "bench": (_bench, "measure speed: lag [file.yaml] [--field value]"),
+        "bench": (_bench, "measure speed: lag or sampler [file.yaml] [--field value]"),
         "config": (_config, "print the resolved configuration as YAML"),
     }
 )

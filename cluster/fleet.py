@@ -18,6 +18,7 @@ from actors.scorer import ScorerActor
 from cluster.supervise import Fault, Lost, Pending, Result, Task
 from learners.learner import LearnerActor
 from musicrl.config import ClusterConfig, TrainConfig
+from musicrl.world import SHIPPED, find_policy
 
 SCORER_RETRIES = 3
 
@@ -114,7 +115,8 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The configuration for processes that may have another working directory."""
     model = config.model
     weights = None if model.weights is None else model.weights.absolute()
-    policy = None if model.policy is None else model.policy.absolute()
+    folder = SHIPPED if weights is None else weights
+    policy = None if model.policy is None else find_policy(folder, model.policy).absolute()
     model = replace(model, weights=weights, policy=policy)
     return replace(config, out=config.out.absolute(), model=model)
 

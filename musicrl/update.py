@@ -140,7 +140,8 @@ class PolicyUpdate:
     def _predict(self, batch: Batch, rows: Tensor) -> Tensor:
         """Values of some samples: the network's output, which starts at 0, and the offset."""
         assert self._value is not None
-        values: Tensor = self._value(batch.tokens[rows], batch.conditions[rows])
+        with self._autocast():
+            values: Tensor = self._value(batch.tokens[rows], batch.conditions[rows])
         return values + (self._value_offset or 0.0)
 
     def _value_step(self, batch: Batch, returns: Tensor, rows: Tensor, step: _Step) -> Tensor:
@@ -170,7 +171,7 @@ class PolicyUpdate:
             step.policy_norms.append(self._optimizer.step(total))
 
     def _loss(self, batch: Batch, advantages: Tensor) -> LossOut:
-        logprobs = log_probs(self.policy(batch.tokens, batch.conditions), self.sampling)
+        logprobs = self._logprobs(self.policy, batch)
         reference = None
         if self.algorithm.needs_reference_distribution:
             reference = self._reference_logprobs(batch)
@@ -179,7 +180,18 @@ class PolicyUpdate:
     @torch.no_grad()
     def _reference_logprobs(self, batch: Batch) -> Tensor:
         assert self._reference is not None
-        return log_probs(self._reference(batch.tokens, batch.conditions), self.sampling)
+        return self._logprobs(self._reference, batch)
+
+    def _logprobs(self, policy: nn.Module, batch: Batch) -> Tensor:
+        """Log-distribution [B, S, K, V] of every cell, nats."""
+        with self._autocast():
+            logits: Tensor = policy(batch.tokens, batch.conditions)
+        return log_probs(logits, self.sampling)
+
+    def _autocast(self) -> torch.autocast:
+        device = next(self.policy.parameters()).device.type
+        is_on = self.config.precision == "bfloat16"
+        return torch.autocast(device, torch.bfloat16, enabled=is_on)
 
     def _reference_tokens(self, batch: Batch) -> Tensor:
         parts = [batch.rows(i) for i in self._microbatches(torch.arange(batch.num_samples))]

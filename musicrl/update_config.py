@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from musicrl.optimizer import OptimizerConfig
+from musicrl.sampler.sampling import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,9 @@ class UpdateConfig:
     """First updates in which the value network learns and the policy is held."""
     microbatch_samples: int = 16
     """Clips of one forward and backward pass; changes memory, not the gradient."""
+    precision: Precision = "float32"
+    """Of the networks' products with weights: "bfloat16" is faster where the processor has it; sums,
+    losses, gradients and weights stay float32."""
     epochs: int = 1
     """Passes over the samples of an update."""
     minibatches: int = 1

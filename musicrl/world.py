@@ -36,14 +36,15 @@ class World:
 
     @classmethod
     def load(cls, folder: Path | None = None, policy: Path | None = None) -> World:
-        """The world of a folder (none: the shipped one), with another policy file if given.
+        """The world of a folder (none: the shipped one), with another policy file if given: found
+        as `find_policy` says.
 
         Raises FileNotFoundError or ValueError naming the file, and ValueError when the parts do
         not fit each other.
         """
         folder = SHIPPED if folder is None else folder
         world = cls(
-            policy=MusicLM.from_file(policy or folder / "policy.safetensors"),
+            policy=MusicLM.from_file(find_policy(folder, policy)),
             codec=SpectralCodec.from_file(folder / "codec.safetensors"),
             embedder=MuLan.from_file(folder / "embedder.safetensors"),
         )
@@ -67,6 +68,9 @@ class World:
         for name, (left, right) in pairs.items():
             if left != right:
                 raise ValueError(f"the world's parts differ in {name}: {left} and {right}")
+        written, known = self.policy.config.coarse_levels, self.codec.num_codebooks
+        if written > known:
+            raise ValueError(f"the policy writes {written} coarse levels, the codec knows {known}")
 
     @property
     def layout(self) -> Layout:
@@ -112,3 +116,11 @@ class World:
         codes = torch.from_numpy(self.layout.to_codes(tokens).astype(np.int64))
         batches = [self.codec.decode(batch) for batch in codes.split(DECODE_CLIPS)]
         return torch.cat(batches).numpy()
+
+
+def find_policy(folder: Path, policy: Path | None) -> Path:
+    """The file of a policy: the folder's own (none), one of that name beside it, or `policy`."""
+    if policy is None:
+        return folder / "policy.safetensors"
+    beside = folder / policy
+    return beside if beside.is_file() and not policy.is_file() else policy

@@ -47,6 +47,8 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         MusicLMConfig(
             semantic_vocab=8,
             coarse_vocab=12,
+            coarse_levels=4,
+            codec_frames_per_step=1,
             num_steps=5,
             condition_levels=2,
             condition_vocab=6,
@@ -61,7 +63,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     policy.save(folder / "policy.safetensors")
     _noisy(
-        SpectralCodec(SpectralCodecConfig(num_components=6, num_codebooks=2, vocab_size=12))
+        SpectralCodec(SpectralCodecConfig(num_components=6, num_codebooks=4, vocab_size=12))
     ).save(folder / "codec.safetensors")
     for kind in ("embedder", "judge"):
         _noisy(MuLan(_embedder())).save(folder / f"{kind}.safetensors", kind=kind)

@@ -72,7 +72,7 @@ def test_a_run_leaves_its_summary_audio_events_and_checkpoints(configure: Config
         figures = summary["evaluation"]["difference"][part]
         assert math.isfinite(figures["mean"])
         assert figures["standard_error"] > 0
-    streams = {"semantic", "coarse1.0", "coarse2.0", "coarse1.1", "coarse2.1", "total"}
+    streams = {"semantic", "coarse1.0", "coarse2.0", "coarse3.0", "coarse4.0", "total"}
     assert summary["evaluation"]["kl"].keys() == streams
     assert summary["evaluation"]["kl"]["total"]["mean"] > 0
     assert {"sample", "decode", "score", "learn", "publish", "wait"} == summary["seconds"][

@@ -192,6 +192,16 @@ def test_the_microbatch_does_not_change_the_gradient(algorithm: AlgorithmConfig)
     assert_same_gradients(whole, parts)
 
 
+def test_bfloat16_gives_nearly_the_same_gradient() -> None:
+    exact, rounded = new_update(), new_update(config=UpdateConfig(precision="bfloat16"))
+    experience = sample(small_policy())
+    figures, others = exact.step([experience]), rounded.step([experience])
+    assert figures["ratio/max_deviation"] < 1e-5 < others["ratio/max_deviation"] < 0.05
+    assert others["policy/grad_norm"] == pytest.approx(figures["policy/grad_norm"], rel=0.05)
+    weights = policy_of(rounded).state_dict().values()
+    assert {weight.dtype for weight in weights} == {torch.float32}
+
+
 def test_experience_may_come_in_pieces() -> None:
     drawn = sample(small_policy(1))
     by_prompt = [[i, i + 4] for i in range(4)]

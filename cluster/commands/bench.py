@@ -9,7 +9,7 @@ from cluster.commands.flags import print_help, read_settings, split_words, wants
 from cluster.session import prepare_environment
 from musicrl.closest import closest
 
-BENCHES = ("lag",)
+BENCHES = ("lag", "sampler")
 
 
 def bench(args: Sequence[str]) -> None:
@@ -26,7 +26,8 @@ def bench(args: Sequence[str]) -> None:
         raise ValueError(f"unknown measurement {name!r}{closest(name, BENCHES)}")
     if len(files) > 1:
         raise ValueError(f"musicrl bench {name} takes one file, got {' '.join(files)}")
-    bench_lag(flags, Path(files[0]) if files else None, has_help=wants_help(args))
+    run = bench_lag if name == "lag" else bench_sampler
+    run(flags, Path(files[0]) if files else None, has_help=wants_help(args))
 
 
 def bench_lag(flags: Sequence[str], file: Path | None, *, has_help: bool) -> None:
@@ -38,3 +39,11 @@ def bench_lag(flags: Sequence[str], file: Path | None, *, has_help: bool) -> Non
     if has_help:
         return print_help(lag_bench.LagBenchConfig(), verb="bench lag")
     lag_bench.bench_lag(read_settings(lag_bench.LagBenchConfig, flags, file))
+
+
+def bench_sampler(flags: Sequence[str], file: Path | None, *, has_help: bool) -> None:
+    from cluster import sampler_bench
+
+    if has_help:
+        return print_help(sampler_bench.SamplerBenchConfig(), verb="bench sampler")
+    sampler_bench.bench_sampler(read_settings(sampler_bench.SamplerBenchConfig, flags, file))

@@ -26,11 +26,12 @@ class SpectralCodecConfig:
     """Samples."""
     hop_size: int = 320
     """Samples between spectra."""
-    spectra_per_frame: int = 2
-    """Spectra that one frame of codes describes."""
+    spectra_per_frame: int = 4
+    """Spectra that one frame of codes describes. Four spectra in four levels keep more than twice
+    two spectra in two levels, for the same number of codes: what lasts is written once."""
     exponent: float = 0.35
     """Magnitudes are raised to this power."""
-    num_components: int = 192
+    num_components: int = 256
     """Principal components kept."""
     num_codebooks: int = 6
     vocab_size: int = 512
@@ -43,7 +44,7 @@ MOMENTUM = 0.99
 
 
 class SpectralCodec(nn.Module):
-    """25 Hz codes of 16 kHz audio."""
+    """12.5 Hz codes of 16 kHz audio."""
 
     mean: Tensor
     components: Tensor

@@ -1,8 +1,8 @@
 """Judges: scores of clips by models that no policy is ever rewarded with.
 
 One is a published music tagger, asked whether it hears what the caption asks for rather than the
-alternatives; the other a joint embedding of other seed and front end than the rewarded one. Both
-have the signature of a reward, and neither is in the table of rewards.
+alternatives; another a joint embedding of other seed and front end than the rewarded one; those of
+`music.py` measure the sound. All have the signature of a reward, and none is in its table.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from musicrl.audio import resample
 from musicrl.embedders.mulan import MuLan
+from musicrl.evaluation.music import OnsetTempo, PitchVariety, Sounding
 from musicrl.evaluation.musicnn import SAMPLE_RATE, TAGS, Tagger
 from musicrl.prompts import attribute
 from musicrl.rewards.base import Reward
@@ -130,6 +131,9 @@ def load_judges(weights: Path | None = None) -> tuple[Reward, ...]:
         TextAdherence(model, name="embedding"),
         TagJudge(scores, name="tagger", attributes=tuple(TAGS_OF)),
         *(TagJudge(scores, name=f"tagger-{name}", attributes=(name,)) for name in TAGS_OF),
+        OnsetTempo(),
+        PitchVariety(),
+        Sounding(),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from musicrl.layout import Layout
+from musicrl.sampler.ops import Ops
 
 Draw = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 """(stream k, logits [B, V_k]) -> (tokens int64 [B], log-probabilities float32 [B])."""
@@ -30,9 +31,10 @@ class Policy(Protocol):
         and conditions int64 [B, C]. Cells outside a stream's vocabulary hold -inf."""
         ...
 
-    def new_cache(self, num_prompts: int, samples_per_prompt: int, num_steps: int) -> Any:
+    def new_cache(self, num_prompts: int, samples_per_prompt: int, num_steps: int, ops: Ops) -> Any:
         """An empty cache for B = num_prompts x samples_per_prompt rows of `num_steps` steps, the
-        samples of a prompt adjacent."""
+        samples of a prompt adjacent. `ops` are the operations to decode with: they know the weights
+        of this call."""
         ...
 
     def prefill(self, conditions: Tensor, cache: Any) -> None:
@@ -44,7 +46,7 @@ class Policy(Protocol):
         (None before the first). Appends to `cache`."""
         ...
 
-    def emit(self, hidden: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    def emit(self, hidden: Tensor, cache: Any, draw: Draw) -> tuple[Tensor, Tensor]:
         """Draw the K tokens of a step from its hidden state: tokens int64 [B, K] and their
         log-probabilities float32 [B, K]."""
         ...

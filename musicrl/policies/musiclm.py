@@ -22,6 +22,7 @@ from musicrl.policies.base import Draw
 from musicrl.policies.config import MusicLMConfig
 from musicrl.policies.decoding import DecodingCache
 from musicrl.policies.trunk import Trunk
+from musicrl.sampler.ops import Ops
 
 __all__ = ["MusicLM", "MusicLMConfig"]
 
@@ -83,9 +84,11 @@ class MusicLM(nn.Module):
         ]
         return -torch.stack(losses, dim=1).view(tokens.shape)
 
-    def new_cache(self, num_prompts: int, samples_per_prompt: int, num_steps: int) -> DecodingCache:
+    def new_cache(
+        self, num_prompts: int, samples_per_prompt: int, num_steps: int, ops: Ops
+    ) -> DecodingCache:
         """An empty cache for the rows of `num_prompts` x `samples_per_prompt` samples."""
-        return decoding.new_cache(self.trunk, num_prompts, samples_per_prompt, num_steps)
+        return decoding.new_cache(self.trunk, num_prompts, samples_per_prompt, num_steps, ops)
 
     def prefill(self, conditions: Tensor, cache: DecodingCache) -> None:
         """Encode the prompts, conditions int64 [P, C], once for all their samples."""
@@ -95,9 +98,9 @@ class MusicLM(nn.Module):
         """Hidden state [B, W] of the next frame from the tokens int64 [B, K] of the previous."""
         return decoding.step(self.trunk, previous, cache)
 
-    def emit(self, hidden: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    def emit(self, hidden: Tensor, cache: DecodingCache, draw: Draw) -> tuple[Tensor, Tensor]:
         """Draw the K tokens of a frame in turn: tokens and log-probabilities [B, K]."""
-        return decoding.emit(self.trunk, self._heads(), hidden, draw)
+        return decoding.emit(self.trunk, self._heads(), hidden, cache, draw)
 
     def _heads(self) -> tuple[Tensor, ...]:
         return torch.split(self.head, list(self.layout.vocab_sizes))

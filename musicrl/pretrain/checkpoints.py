@@ -1,4 +1,4 @@
-"""Resuming a pretraining stage: model and optimiser of one step, in one atomic file."""
+"""Resuming a pretraining stage: model and optimisers of one step, in one atomic file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from musicrl.checkpoint import load_into, load_tensors, save_tensors
 
 
 class StageCheckpoint:
-    """The one resume file of a stage; AdamW moments are stored beside the parameters."""
+    """The one resume file of a stage; moments are stored beside the parameters."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def write(self, model: nn.Module, step: int, *optimizers: torch.optim.Optimizer) -> None:
         """Replace the file with the state after `step` steps."""
         tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{key}": value for key, value in state.items()}
+        for number, optimizer in enumerate(optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"optimizer/{number}/{index}/{key}"] = value
         save_tensors(self.path, tensors, kind="stage", config={"step": step})
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def restore(self, model: nn.Module, *optimizers: torch.optim.Optimizer) -> int:
         """The number of steps done: 0 where there is no file.
 
         Raises ValueError naming the file where it belongs to another model.
@@ -33,12 +35,13 @@ class StageCheckpoint:
         tensors, config = load_tensors(self.path, kind="stage")
         own = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
         load_into(model, own, origin=self.path)
-        moments: dict[int, dict[str, Tensor]] = {}
+        moments: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
         for name, tensor in tensors.items():
             if name.startswith("optimizer/"):
-                _, index, key = name.split("/")
-                moments.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+                _, number, index, key = name.split("/")
+                moments[int(number)].setdefault(int(index), {})[key] = tensor
+        for optimizer, state in zip(optimizers, moments, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         return int(config["step"])
 
     def remove(self) -> None:

@@ -23,6 +23,8 @@ class CodecStageConfig:
     weights: Path = Path("worlds/tiny/weights")
     """Folder that receives codec.safetensors."""
     codec: SpectralCodecConfig = field(default_factory=SpectralCodecConfig)
+    coarse_levels: int = 4
+    """Levels that the policy will write: measured beside all of them."""
     pca_clips: int = 512
     clips_per_step: int = 48
     steps: int = 200
@@ -48,7 +50,7 @@ def fit_codec(config: CodecStageConfig) -> dict[str, float]:
     fit_quantizer(
         codec.quantizer, draw, steps=config.steps, description="codec codebooks", seed=config.seed
     )
-    facts = measure_codec(codec, WorldData(config.world, "validation"))
+    facts = measure_codec(codec, WorldData(config.world, "validation"), config.coarse_levels)
     codec.save(config.weights / "codec.safetensors", **facts)
     return facts
 
@@ -68,12 +70,14 @@ def _fit_components(codec: SpectralCodec, data: WorldData, config: CodecStageCon
 
 
 @torch.no_grad()
-def measure_codec(codec: SpectralCodec, data: WorldData, *, clips: int = 96) -> dict[str, float]:
-    """Figures of clips decoded from their 2 first and from all levels: mean absolute difference of
+def measure_codec(
+    codec: SpectralCodec, data: WorldData, coarse_levels: int, *, clips: int = 96
+) -> dict[str, float]:
+    """Figures of clips decoded from their coarse and from all levels: mean absolute difference of
     log magnitudes, nats, and correlation of chroma."""
     facts: dict[str, float] = {}
     clips = min(clips, len(data))
-    for levels in (2, codec.num_codebooks):
+    for levels in sorted({min(coarse_levels, codec.num_codebooks), codec.num_codebooks}):
         errors, correlations = [], []
         for batch in np.array_split(np.arange(clips), -(-clips // 16)):
             audio = data.audio(batch)

@@ -1,11 +1,14 @@
 """The embedder stage: contrastive training of the two towers on clips and true captions.
 
-The same stage, with another seed and front end, trains the judge.
+The embedder also hears clips as the codec's coarse levels give them back, so that its reward knows
+tempo and texture of what the policy plays, not of recordings alone. The same stage, with another
+seed and front end, trains the judge, on the clips alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -16,6 +19,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
+from musicrl.codecs.spectral import SpectralCodec
 from musicrl.embedders.mulan import MuLan, MuLanConfig
 from musicrl.pretrain.attributes import INSTRUMENTS, ONSET_RATES, PEAKS, TEXTURES
 from musicrl.pretrain.checkpoints import StageCheckpoint
@@ -34,6 +38,12 @@ class EmbedderStageConfig:
     kind: str = "embedder"
     """'embedder' (rewarded, conditions the policy) or 'judge' (never rewarded)."""
     model: MuLanConfig = field(default_factory=MuLanConfig)
+    codec_levels: int = 4
+    """Levels of weights/codec.safetensors that some clips are also heard through (0: none)."""
+    codec_clips: int = 6000
+    """Number of these clips."""
+    codec_share: float = 0.5
+    """Share of a batch's windows of these clips that is heard through the codec."""
     steps: int = 900
     batch_clips: int = 192
     learning_rate: float = 1e-3
@@ -46,6 +56,7 @@ class JudgeStageConfig(EmbedderStageConfig):
     """Training of the judge: another seed, front end and width."""
 
     kind: str = "judge"
+    codec_levels: int = 0
     model: MuLanConfig = field(
         default_factory=lambda: MuLanConfig(
             fft_size=800, hop_size=400, num_bands=64, width=128, condition_levels=0
@@ -64,21 +75,25 @@ def train_embedder(config: EmbedderStageConfig) -> dict[str, float]:
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.02)
     checkpoint = StageCheckpoint(config.weights / f".{config.kind}.resume.safetensors")
     first = checkpoint.restore(model, optimizer)
-    mel = log_mels(model, data)
+    mel, coded = log_mels(model, data), coded_log_mels(model, data, config)
     for step in track(range(first, config.steps), description=f"training {config.kind}"):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
-        loss = contrastive_loss(model, *_draw(data, mel, config, step))
+        loss = contrastive_loss(model, *_draw(data, mel, coded, config, step))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % config.checkpoint_every == 0:
-            checkpoint.write(model, optimizer, step + 1)
+            checkpoint.write(model, step + 1, optimizer)
     model.eval()
-    _centre(model, data, mel, config)
+    _centre(model, data, mel, coded, config)
     _fit_conditions(model, data, config)
-    facts = measure_embedder(model, WorldData(config.world, "validation"))
+    validation = WorldData(config.world, "validation")
+    facts = measure_embedder(model, validation)
+    if config.codec_levels:
+        coded_facts = measure_embedder(model, validation, hear=_through_codec(config))
+        facts.update({f"coded/{name}": value for name, value in coded_facts.items()})
     model.save(config.weights / f"{config.kind}.safetensors", kind=config.kind, **facts)
     checkpoint.remove()
     return facts
@@ -99,6 +114,30 @@ def log_mels(model: MuLan, data: WorldData) -> Tensor:
     )
 
 
+@torch.no_grad()
+def coded_log_mels(model: MuLan, data: WorldData, config: EmbedderStageConfig) -> Tensor:
+    """The same of the first clips, decoded from the codec's first levels.
+
+    Raises FileNotFoundError when there is no codec yet.
+    """
+    if config.codec_levels == 0:
+        return torch.zeros(0)
+    hear = _through_codec(config)
+    clips = np.arange(min(config.codec_clips, len(data)))
+    batches = np.array_split(clips, -(-len(clips) // 32))
+    return torch.cat(
+        [
+            model.front(hear(data.audio(batch))).half()
+            for batch in track(batches, description="log-mel through the codec")
+        ]
+    )
+
+
+def _through_codec(config: EmbedderStageConfig) -> Callable[[Tensor], Tensor]:
+    codec = SpectralCodec.from_file(config.weights / "codec.safetensors")
+    return lambda audio: codec.decode(codec.encode(audio)[:, : config.codec_levels])
+
+
 def contrastive_loss(model: MuLan, mel: Tensor, captions: list[str]) -> Tensor:
     """Symmetric cross-entropy over the batch (MuLan; InfoNCE)."""
     audio = F.normalize(model.audio(mel), dim=-1)
@@ -109,21 +148,27 @@ def contrastive_loss(model: MuLan, mel: Tensor, captions: list[str]) -> Tensor:
 
 
 def _draw(
-    data: WorldData, mel: Tensor, config: EmbedderStageConfig, step: int
+    data: WorldData, mel: Tensor, coded: Tensor, config: EmbedderStageConfig, step: int
 ) -> tuple[Tensor, list[str]]:
     """One batch: random windows and fresh wordings, a pure function of seed and step."""
     rng = np.random.default_rng((config.seed, step))
     chosen = rng.choice(len(data), size=min(config.batch_clips, len(data)), replace=False)
     frames = round(config.model.window_seconds * config.model.sample_rate / config.model.hop_size)
     starts = rng.integers(mel.shape[2] - frames + 1, size=len(chosen))
-    windows = [mel[i, :, s : s + frames] for i, s in zip(chosen, starts, strict=True)]
+    is_coded = (chosen < len(coded)) & (rng.random(len(chosen)) < config.codec_share)
+    sources = [coded if is_one else mel for is_one in is_coded]
+    windows = [
+        source[i, :, s : s + frames] for source, i, s in zip(sources, chosen, starts, strict=True)
+    ]
     captions = data.captions(chosen, Random(f"{config.seed}/{step}"))
     return torch.stack(windows).float(), captions
 
 
 @torch.no_grad()
-def _centre(model: MuLan, data: WorldData, mel: Tensor, config: EmbedderStageConfig) -> None:
-    draws = [_draw(data, mel, config, config.steps + i) for i in range(8)]
+def _centre(
+    model: MuLan, data: WorldData, mel: Tensor, coded: Tensor, config: EmbedderStageConfig
+) -> None:
+    draws = [_draw(data, mel, coded, config, config.steps + i) for i in range(8)]
     audio = torch.cat([F.normalize(model.audio(windows), dim=-1) for windows, _ in draws])
     text = torch.cat([F.normalize(model.text(captions), dim=-1) for _, captions in draws])
     model.audio_mean.copy_(audio.mean(0))
@@ -149,11 +194,18 @@ def _fit_conditions(model: MuLan, data: WorldData, config: EmbedderStageConfig) 
 
 
 @torch.no_grad()
-def measure_embedder(model: MuLan, data: WorldData, *, clips: int = 256) -> dict[str, float]:
-    """Zero-shot attribute accuracy, matched and mismatched cosine, recall@10 over the clips."""
+def measure_embedder(
+    model: MuLan,
+    data: WorldData,
+    *,
+    clips: int = 256,
+    hear: Callable[[Tensor], Tensor] = lambda audio: audio,
+) -> dict[str, float]:
+    """Zero-shot attribute accuracy, matched and mismatched cosine, recall@10 over the clips, as
+    `hear` gives their audio."""
     indices = np.arange(min(clips, len(data)))
     batches = np.array_split(indices, -(-len(indices) // 32))
-    audio = torch.cat([model.embed_clip(data.audio(batch)) for batch in batches])
+    audio = torch.cat([model.embed_clip(hear(data.audio(batch))) for batch in batches])
     text = model.embed_text(data.captions(indices, Random(0), complete=True))
     scores = audio @ text.T
     rank = (scores > scores.diagonal()[:, None]).sum(1)

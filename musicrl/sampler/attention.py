@@ -18,8 +18,13 @@ def attend_step(
 ) -> Tensor:
     """Mix for queries [P*G, H, D]: prompt parts [P, Hkv, C, D], own parts [P*G, Hkv, s, D].
 
-    Query heads h*R .. h*R + R-1 share the key-value head h, R = H / Hkv.
+    Query heads h*R .. h*R + R-1 share the key-value head h, R = H / Hkv. Sums on the CPU are
+    float64, as the learner's are.
     """
+    dtype = query.dtype
+    if query.device.type == "cpu":
+        query, prompt_key, own_key = query.double(), prompt_key.double(), own_key.double()
+        prompt_value, own_value = prompt_value.double(), own_value.double()
     B, H, D = query.shape
     P, Hkv, C, _ = prompt_key.shape
     G, R = B // P, H // Hkv
@@ -32,4 +37,4 @@ def attend_step(
     on_prompt = weights[..., :C].view(P, G, Hkv, R, C).transpose(1, 2).reshape(P * Hkv, G * R, C)
     of_prompt = torch.bmm(on_prompt, prompt_value.flatten(0, 1)).view(P, Hkv, G, R, D)
     of_own = torch.bmm(weights[..., C:], own_value.flatten(0, 1)).view(P, G, Hkv, R, D)
-    return (of_own + of_prompt.transpose(1, 2)).view(B, H, D)
+    return (of_own + of_prompt.transpose(1, 2)).view(B, H, D).to(dtype)

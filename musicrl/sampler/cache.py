@@ -1,4 +1,4 @@
-"""Keys and values of the reference backend: a prompt's stored once, each sample's in its own rows.
+"""Keys and values of the sampler: a prompt's stored once, each sample's in its own rows.
 
     prompt [L, 2, P, Hkv, C, D]      written by prefill, read by the G samples of the prompt
     own    [L, 2, P*G, Hkv, S, D]    one more of S positions written by every step
@@ -33,6 +33,7 @@ class KVCache:
         self.prompt = torch.zeros(num_layers, 2, num_prompts, *heads, device=device)
         self.own = torch.zeros(num_layers, 2, rows, *own, device=device)
         self.num_steps = num_steps
+        self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.length = 0
         """Positions of `own` that are in use."""
 
@@ -46,6 +47,10 @@ class KVCache:
         if self.length == self.num_steps:
             raise ValueError(f"the cache holds {self.num_steps} steps and all are used")
         self.length += 1
+
+    def rewind(self) -> None:
+        """Forget the samples' positions."""
+        self.length = 0
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Keep the keys and values [P*G, Hkv, D] of the open position."""

@@ -6,14 +6,17 @@ distribution is sampling.py's. It knows neither rewards nor weights' versions no
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from musicrl.policies.base import Policy
+from musicrl.sampler.ops import Ops, make_ops
 from musicrl.sampler.randomness import uniforms
-from musicrl.sampler.sampling import SamplingConfig, draw
+from musicrl.sampler.sampling import SamplingConfig
 
 
 class Engine:
@@ -45,20 +48,22 @@ class Engine:
         noise = torch.from_numpy(noise_grid(seeds, S, K)).to(conditions.device)
         tokens = torch.empty(B, S, K, dtype=torch.int64, device=conditions.device)
         logprobs = torch.empty(B, S, K, device=conditions.device)
-        cache = self.policy.new_cache(conditions.shape[0], samples_per_prompt, S)
+        ops = make_ops(self.config, num_rows=B, device=conditions.device)
+        cache = self.policy.new_cache(conditions.shape[0], samples_per_prompt, S, ops)
         self.policy.prefill(conditions, cache)
         previous: Tensor | None = None
         for s in range(S):
             hidden = self.policy.step(previous, cache)
-            previous, logprob = self._emit(hidden, noise[s])
+            draw = partial(self._draw, ops, noise[s])
+            previous, logprob = self.policy.emit(hidden, cache, draw)
             tokens[:, s], logprobs[:, s] = previous, logprob
         if not bool(torch.isfinite(logprobs).all()):
             raise ValueError("the policy's logits are not finite: its weights hold NaN or infinity")
         return tokens.to(torch.int16).cpu().numpy(), logprobs.cpu().numpy()
 
-    def _emit(self, hidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """One row of the grid: tokens [B, K] and log-probabilities [B, K] from noise [K, B]."""
-        return self.policy.emit(hidden, lambda k, logits: draw(logits, noise[k], self.config))
+    def _draw(self, ops: Ops, noise: Tensor, k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probabilities [B] of stream k, from noise [K, B]."""
+        return ops.draw(logits, noise[k], self.config)
 
     def _rows(
         self, conditions: Tensor, samples_per_prompt: int, seeds: NDArray[np.uint64], steps: int

@@ -70,7 +70,7 @@ def test_resources_are_those_of_all_actors() -> None:
 def test_preflight_reads_the_world(configure: Configure) -> None:
     prompts, streams = preflight(configure())
     assert len(prompts) == 12
-    assert streams == ("semantic", "coarse1.0", "coarse2.0", "coarse1.1", "coarse2.1")
+    assert streams == ("semantic", "coarse1.0", "coarse2.0", "coarse3.0", "coarse4.0")
 
 
 @pytest.mark.parametrize("name", ["policy", "codec", "embedder", "judge"])

@@ -11,7 +11,9 @@ from musicrl.codecs.rvq import ResidualQuantizer
 from musicrl.codecs.spectral import SpectralCodec, SpectralCodecConfig, initial_phases
 from musicrl.pretrain.kmeans import fit_quantizer
 
-SMALL = SpectralCodecConfig(fft_size=256, hop_size=64, num_components=128, vocab_size=16)
+SMALL = SpectralCodecConfig(
+    fft_size=256, hop_size=64, spectra_per_frame=2, num_components=128, vocab_size=16
+)
 
 
 def tone(frequencies: list[float], num_samples: int = 12_800) -> torch.Tensor:
@@ -21,7 +23,9 @@ def tone(frequencies: list[float], num_samples: int = 12_800) -> torch.Tensor:
 
 def identity_codec() -> SpectralCodec:
     """A codec whose components span everything, so that only phases and codes can be lost."""
-    config = SpectralCodecConfig(fft_size=256, hop_size=64, num_components=256, vocab_size=8)
+    config = SpectralCodecConfig(
+        fft_size=256, hop_size=64, spectra_per_frame=2, num_components=256, vocab_size=8
+    )
     codec = SpectralCodec(config)
     codec.components.copy_(torch.eye(256))
     return codec

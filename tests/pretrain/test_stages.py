@@ -19,7 +19,7 @@ from musicrl.evaluation.musicnn import Tagger
 from musicrl.policies.musiclm import MusicLM, MusicLMConfig
 from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagger
 from musicrl.pretrain.codec import CodecStageConfig, fit_codec
-from musicrl.pretrain.embedder import EmbedderStageConfig, train_embedder
+from musicrl.pretrain.embedder import EmbedderStageConfig, coded_log_mels, train_embedder
 from musicrl.pretrain.policy import PolicyStageConfig, train_policy
 from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
 from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
@@ -35,6 +35,8 @@ EMBEDDER = MuLanConfig(
 POLICY = MusicLMConfig(
     semantic_vocab=256,
     coarse_vocab=32,
+    coarse_levels=4,
+    codec_frames_per_step=1,
     condition_levels=4,
     condition_vocab=16,
     width=32,
@@ -47,8 +49,11 @@ POLICY = MusicLMConfig(
 )
 
 
-def embedder_stage(world: Path, weights: Path, steps: int = 40) -> EmbedderStageConfig:
+def embedder_stage(
+    world: Path, weights: Path, steps: int = 40, codec_levels: int = 0
+) -> EmbedderStageConfig:
     return EmbedderStageConfig(
+        codec_levels=codec_levels,
         world=world,
         weights=weights,
         model=EMBEDDER,
@@ -76,7 +81,7 @@ def weights(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             steps=15,
         )
     )
-    train_embedder(embedder_stage(tiny_world, folder))
+    train_embedder(embedder_stage(tiny_world, folder, codec_levels=4))
     fit_semantic(
         SemanticStageConfig(
             world=tiny_world,
@@ -129,7 +134,9 @@ def test_the_codec_keeps_more_with_more_levels(weights: Path, tiny_world: Path) 
     from musicrl.pretrain.codec import measure_codec
 
     facts = measure_codec(
-        SpectralCodec.from_file(weights / "codec.safetensors"), WorldData(tiny_world, "validation")
+        SpectralCodec.from_file(weights / "codec.safetensors"),
+        WorldData(tiny_world, "validation"),
+        2,
     )
     assert facts["chroma_correlation/6"] > facts["chroma_correlation/2"] > 0.5
     assert facts["log_spectral_distance/6"] < facts["log_spectral_distance/2"]
@@ -142,6 +149,25 @@ def test_the_embedder_prefers_the_true_caption(weights: Path, tiny_world: Path) 
     scores = audio @ model.embed_text(data.captions(range(48), Random(0), complete=True)).T
     others = (scores.sum() - scores.diagonal().sum()) / (48 * 47)
     assert scores.diagonal().mean() > others + 0.1
+
+
+def test_the_embedder_hears_clips_through_the_codec(
+    weights: Path, tiny_world: Path, tmp_path: Path
+) -> None:
+    heard = MuLan.from_file(weights / "embedder.safetensors")
+    config = embedder_stage(tiny_world, weights, codec_levels=4)
+    data = WorldData(tiny_world, "train")
+    mels = coded_log_mels(heard, data, replace(config, codec_clips=40))
+    codec = SpectralCodec.from_file(weights / "codec.safetensors")
+    audio = data.audio([33])
+    decoded = codec.decode(codec.encode(audio)[:, :4])
+    assert mels.shape[0] == 40
+    torch.testing.assert_close(mels[33:34].float(), heard.front(decoded), atol=1e-2, rtol=1e-2)
+    assert not torch.allclose(mels[33:34].float(), heard.front(audio), atol=0.1)
+    _, stored = load_tensors(weights / "embedder.safetensors", kind="embedder")
+    assert -1 < stored["facts"]["coded/cosine/matched"] < 1
+    with pytest.raises(FileNotFoundError, match=r"codec\.safetensors"):
+        train_embedder(replace(config, weights=tmp_path))
 
 
 def test_a_stopped_embedder_resumes_to_the_same_weights(tiny_world: Path, tmp_path: Path) -> None:
@@ -226,4 +252,7 @@ def test_parts_that_do_not_fit_are_named(weights: Path, tmp_path: Path) -> None:
     other = MusicLM(replace(POLICY, condition_levels=3))
     other.save(tmp_path / "policy.safetensors")
     with pytest.raises(ValueError, match="differ in conditioning levels: 3 and 4"):
+        World.load(weights, tmp_path / "policy.safetensors")
+    MusicLM(replace(POLICY, coarse_levels=7)).save(tmp_path / "policy.safetensors")
+    with pytest.raises(ValueError, match="writes 7 coarse levels, the codec knows 6"):
         World.load(weights, tmp_path / "policy.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor
 from musicrl.policies.decoding import DecodingCache
 from musicrl.policies.musiclm import MusicLM, MusicLMConfig
 from musicrl.sampler.engine import Engine
+from musicrl.sampler.ops import ReferenceOps
 from musicrl.sampler.randomness import sample_seed
-from musicrl.sampler.sampling import SamplingConfig, log_probs
+from musicrl.sampler.sampling import Backend, SamplingConfig, log_probs
 
 CONFIG = MusicLMConfig(
     semantic_vocab=11,
@@ -33,12 +35,14 @@ CONFIG = MusicLMConfig(
     depth_heads=3,
 )
 PLAIN = SamplingConfig(temperature=1.0)
-SETTINGS = [
+DISTRIBUTIONS = [
     PLAIN,
     SamplingConfig(temperature=0.7),
     SamplingConfig(temperature=1.3, top_k=4),
     SamplingConfig(temperature=0.99, top_k=14),
 ]
+BACKENDS: tuple[Backend, ...] = ("reference", "cpu")
+SETTINGS = [replace(c, backend=backend) for c in DISTRIBUTIONS for backend in BACKENDS]
 
 
 class CountingLM(MusicLM):
@@ -126,6 +130,19 @@ def test_a_row_depends_on_its_condition_and_seed_alone() -> None:
     assert np.array_equal(backwards[::-1], together)
 
 
+@pytest.mark.parametrize("config", DISTRIBUTIONS)
+def test_backends_give_the_same_samples(config: SamplingConfig) -> None:
+    policy, conditions, seeds = make_policy(), make_conditions(4), make_seeds(4, 8)
+    (tokens, logprobs), (others, other_logprobs) = (
+        Engine(policy, replace(config, backend=backend)).generate(
+            conditions, samples_per_prompt=8, seeds=seeds
+        )
+        for backend in BACKENDS
+    )
+    assert np.array_equal(tokens, others)
+    np.testing.assert_allclose(logprobs, other_logprobs, rtol=0, atol=1e-5)
+
+
 def test_the_same_call_twice_gives_the_same_bits() -> None:
     engine = Engine(make_policy(), PLAIN)
     first, second = (
@@ -142,7 +159,7 @@ def test_samples_share_the_prefill_of_their_prompt() -> None:
         make_conditions(2), samples_per_prompt=6, seeds=make_seeds(2, 6), num_steps=1
     )
     assert policy.prefills == [(2, 3)]
-    cache = policy.new_cache(2, 6, 4)
+    cache = policy.new_cache(2, 6, 4, ReferenceOps())
     assert cache.kv.prompt.shape[2] == 2
     assert cache.kv.own.shape[2] == 12
 

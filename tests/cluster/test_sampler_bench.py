@@ -1,0 +1,59 @@
+"""The benchmark of the sampler."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster.sampler_bench import SamplerBenchConfig, bench_sampler, step_cost
+from musicrl.world import World
+
+
+def test_engines_stand_beside_the_limit(tiny_world: Path, tmp_path: Path) -> None:
+    shown = io.StringIO()
+    report = bench_sampler(
+        SamplerBenchConfig(
+            weights=tiny_world, batches=(1, 3), turns=1, threads=1, json=tmp_path / "bench.json"
+        ),
+        Console(file=shown, width=120),
+    )
+    assert report == json.loads((tmp_path / "bench.json").read_text())
+    rows = report["rows"]
+    engines = ("reference", "cpu", "cpu-bfloat16")
+    kinds = [(batch, engine) for batch in (1, 3) for engine in engines]
+    assert [(row["batch"], row["engine"]) for row in rows] == kinds
+    for row in rows:
+        assert row["ms_per_step"] > 0
+        assert row["roofline_ms"] > 0
+        per_step = row["batch"] * 5 / (row["ms_per_step"] / 1e3)
+        assert row["tokens_per_s"] == pytest.approx(per_step)
+    assert rows[3]["roofline_ms"] > rows[0]["roofline_ms"]
+    assert report["machine"]["gflops"].keys() == {"float32", "bfloat16"}
+    assert "of the limit" in shown.getvalue()
+
+
+def test_the_cost_of_a_step_grows_with_its_rows(tiny_world: Path) -> None:
+    world = World.load(tiny_world)
+    conditions = world.conditioner(["a flute"])
+    (few, few_bytes), (many, many_bytes) = (step_cost(world, conditions, b, 4) for b in (16, 64))
+    assert many == pytest.approx(4 * few, rel=0.05)
+    assert few_bytes < many_bytes < 4 * few_bytes
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"turns": 0}, "turns"),
+        ({"threads": -1}, "threads"),
+        ({"batches": ()}, "batches"),
+        ({"batches": (4, 0)}, "batches"),
+        ({"engines": ()}, "engines"),
+    ],
+)
+def test_impossible_benchmarks_are_refused(settings: dict[str, int], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        SamplerBenchConfig(**settings)  # type: ignore[arg-type]
