@@ -30,7 +30,8 @@ class ModelConfig:
     weights: Path | None = None
     """Folder with policy, codec, embedder and judge weights (none: the shipped tiny world)."""
     policy: Path | None = None
-    """Policy file to start from and to hold as KL reference (none: the one in `weights`)."""
+    """Policy file to start from and to hold as KL reference, here or in `weights` (none:
+    policy.safetensors there)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,8 +119,9 @@ class World:
 
 
 def find_policy(folder: Path, policy: Path | None) -> Path:
-    """The file of a policy: the folder's own (none), one of that name beside it, or `policy`."""
+    """The file of a policy: the folder's own (none), `policy`, or, where that is a bare name and no
+    file, the file of that name in the folder."""
     if policy is None:
         return folder / "policy.safetensors"
-    beside = folder / policy
-    return beside if beside.is_file() and not policy.is_file() else policy
+    is_name = policy.name == str(policy)
+    return folder / policy if is_name and not policy.is_file() else policy

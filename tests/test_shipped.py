@@ -22,7 +22,8 @@ def world() -> World:
 
 def test_shipped_weights_are_small_and_each_is_in_the_card() -> None:
     files = sorted(SHIPPED.glob("*.safetensors"))
-    assert {f.stem for f in files} == {"policy", "codec", "embedder", "semantic", "judge"}
+    models = {"policy", "policy-noisy", "codec", "embedder", "semantic", "judge"}
+    assert {f.stem for f in files} == models
     assert sum(f.stat().st_size for f in files) < 30 * MEGABYTE
     card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert all(f"`{f.name}`" in card for f in files)

@@ -24,7 +24,8 @@ class SampleConfig:
     count: int = 1
     """Clips of each text."""
     policy: Path | None = None
-    """Policy file, such as the one of a run's checkpoint (none: the world's own)."""
+    """Policy file, such as the one of a run's checkpoint, or the name of one of the world's (none:
+    the world's own)."""
     weights: Path | None = None
     """Folder of the world (none: the shipped tiny world)."""
     seed: int = 0

@@ -1,6 +1,6 @@
 """`musicrl evaluate`: policies, and folders of audio, on the same held-out prompts in one process.
 
-The base model is always the first row; every other row is paired with it, prompt by prompt. What is
+A base policy is always the first row; every other row is paired with it, prompt by prompt. What is
 measured stands in `heldout.py`.
 """
 
@@ -36,6 +36,7 @@ from musicrl.rewards.mix import RewardConfig, RewardMix, make_mix
 from musicrl.rollout import RolloutWorker
 from musicrl.sampler.sampling import SamplingConfig
 from musicrl.types import Clips, Prompt
+from musicrl.world import SHIPPED as SHIPPED_WORLD
 from musicrl.world import World
 
 BASE = "base"
@@ -47,6 +48,8 @@ class EvaluateConfig:
 
     policies: tuple[Path, ...] = ()
     """Policy files, checkpoints or run folders to compare with the base."""
+    base: Path | None = None
+    """Policy that every row is compared with (none: the world's own)."""
     audio: tuple[Path, ...] = ()
     """Folders with one `<prompt id>.wav` for each held-out prompt, scored as rows of their own."""
     weights: Path | None = None
@@ -88,10 +91,11 @@ def run_evaluation(config: EvaluateConfig, console: Console | None = None) -> di
 
 def evaluate_rows(config: EvaluateConfig) -> dict[str, EvaluationResult]:
     """The result of the base, of each policy and of each folder of audio, by name."""
-    policies = {str(path): policy_file(path) for path in config.policies}
+    folder = config.weights or SHIPPED_WORLD
+    policies = {str(path): policy_file(path, folder) for path in config.policies}
     prompts = heldout(config)
-    worlds = {name: World.load(config.weights, file) for name, file in policies.items()}
-    base = World.load(config.weights)
+    worlds = {name: World.load(folder, file) for name, file in policies.items()}
+    base = World.load(folder, config.base and policy_file(config.base, folder))
     mix, judges = make_mix(config.reward, base), load_judges(config.weights)
     results = {
         name: evaluate_policy(world, prompts, mix, judges, base=base.policy, config=config)
@@ -171,10 +175,11 @@ def heldout(config: EvaluateConfig) -> tuple[Prompt, ...]:
     return prompts[: config.prompts]
 
 
-def policy_file(path: Path) -> Path:
-    """The policy of a file, of a checkpoint folder, or of a run's newest checkpoint."""
+def policy_file(path: Path, world: Path) -> Path:
+    """The policy of a file (here, or in the world's folder), of a checkpoint folder, or of a run's
+    newest checkpoint."""
     checkpoints = sorted((path / "checkpoints").glob("step_*/policy.safetensors"))
-    found = [path, path / "policy.safetensors", *reversed(checkpoints)]
+    found = [path, path / "policy.safetensors", *reversed(checkpoints), world / path]
     for file in found:
         if file.is_file():
             return file

@@ -44,7 +44,9 @@ class PolicyStageConfig:
     world: Path = Path("worlds/tiny")
     """Folder of rendered clips."""
     weights: Path = Path("worlds/tiny/weights")
-    """Folder with the other weights; receives policy.safetensors."""
+    """Folder with the other weights; receives the policy."""
+    name: str = "policy"
+    """Of the file, without .safetensors."""
     model: MusicLMConfig = field(default_factory=lambda: TINY)
     steps: int = 3000
     batch_clips: int = 24
@@ -53,11 +55,11 @@ class PolicyStageConfig:
     muon_learning_rate: float = 0.015
     """Muon's, of the weights of linear layers."""
     weight_decay: float = 0.05
-    misdescribed: float = 0.4
+    misdescribed: float = 0.0
     """Probability that a clip is learned with the condition of another clip of its instrument: as
-    scraped captions do, it names the sound and may err in all else. It leaves finetuning what the
-    paper finds to mend, a base that plays well and follows its prompts in part (this project's
-    choice); 0 gives the base that follows them best."""
+    scraped captions do, it names the sound and may err in all else. The shipped policy-noisy has
+    0.4: a base that plays well and follows its prompts in part, as the paper's does, for
+    reinforcement learning to mend (this project's choice)."""
     drop_condition: float = 0.1
     """Probability that a clip is learned without its condition."""
     keep_windows: float = 0.7
@@ -74,10 +76,10 @@ def train_policy(config: PolicyStageConfig) -> dict[str, float]:
     train, validation, captions = _load(config, model)
     fellows = Fellows([a.instrument for a in WorldData(config.world, "train").attributes])
     optimizers = _optimizers(model, config)
-    checkpoint = StageCheckpoint(config.weights / ".policy.resume.safetensors")
+    checkpoint = StageCheckpoint(config.weights / f".{config.name}.resume.safetensors")
     first = checkpoint.restore(model, *optimizers)
-    writer = SummaryWriter(str(config.weights / "tensorboard" / "policy"))
-    for step in track(range(first, config.steps), description="training policy"):
+    writer = SummaryWriter(str(config.weights / "tensorboard" / config.name))
+    for step in track(range(first, config.steps), description=f"training {config.name}"):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * schedule(step, config.steps)
@@ -96,8 +98,10 @@ def train_policy(config: PolicyStageConfig) -> dict[str, float]:
             facts = measure_policy(model, validation, embedder, captions)
             _report(writer, facts, step + 1)
     facts = measure_policy(model, validation, embedder, captions)
-    model.save(config.weights / "policy.safetensors", as_half=True)
-    (config.weights / "policy.json").write_text(json.dumps({"facts": facts, **_plain(config)}))
+    model.save(config.weights / f"{config.name}.safetensors", as_half=True)
+    (config.weights / f"{config.name}.json").write_text(
+        json.dumps({"facts": facts, **_plain(config)})
+    )
     checkpoint.remove()
     return facts
 

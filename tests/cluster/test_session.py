@@ -98,9 +98,12 @@ def test_the_folder_of_a_refused_run_is_not_made(configure: Configure) -> None:
 
 
 def test_actors_get_absolute_paths(configure: Configure) -> None:
-    config = configure(out="runs/x", model={"weights": "world", "policy": "p.safetensors"})
+    config = configure(out="runs/x", model={"weights": "world", "policy": "mine/p.safetensors"})
     found = with_absolute_paths(config)
     assert found.out == Path.cwd() / "runs/x"
     assert found.model.weights == Path.cwd() / "world"
-    assert found.model.policy == Path.cwd() / "p.safetensors"
+    assert found.model.policy == Path.cwd() / "mine/p.safetensors"
     assert with_absolute_paths(configure(model={"policy": None})).model.policy is None
+    beside = with_absolute_paths(configure(model={"policy": Path("codec.safetensors")})).model
+    assert beside.weights is not None
+    assert beside.policy == beside.weights / "codec.safetensors"

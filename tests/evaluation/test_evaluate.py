@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,15 +83,28 @@ def test_a_folder_of_audio_is_a_row(tiny_world: Path, tmp_path: Path) -> None:
 
 
 def test_where_a_policy_is_found(tmp_path: Path) -> None:
+    run, world = tmp_path / "run", tmp_path / "world"
     for step in ("step_000002", "step_000010"):
-        (tmp_path / "checkpoints" / step).mkdir(parents=True)
-        (tmp_path / "checkpoints" / step / "policy.safetensors").touch()
-    newest = tmp_path / "checkpoints" / "step_000010"
-    assert policy_file(tmp_path) == newest / "policy.safetensors"
-    assert policy_file(newest) == newest / "policy.safetensors"
-    assert policy_file(newest / "policy.safetensors") == newest / "policy.safetensors"
+        (run / "checkpoints" / step).mkdir(parents=True)
+        (run / "checkpoints" / step / "policy.safetensors").touch()
+    world.mkdir()
+    (world / "policy-other.safetensors").touch()
+    newest = run / "checkpoints" / "step_000010"
+    for path in (run, newest, newest / "policy.safetensors"):
+        assert policy_file(path, world) == newest / "policy.safetensors"
+    other = Path("policy-other.safetensors")
+    assert policy_file(other, world) == world / other
     with pytest.raises(FileNotFoundError, match="no policy at"):
-        policy_file(tmp_path / "nowhere")
+        policy_file(tmp_path / "nowhere", world)
+
+
+def test_another_policy_can_be_the_base(tiny_world: Path, other_policy: Path) -> None:
+    config = EvaluateConfig(weights=tiny_world, prompts=4, policies=(other_policy,))
+    plain, swapped = evaluate_rows(config), evaluate_rows(replace(config, base=other_policy))
+    row = plain[str(other_policy)]
+    assert row.figures["reward"] == swapped["base"].figures["reward"]
+    assert row.kl["total"].max() > 1e-3
+    assert swapped[str(other_policy)].kl["total"].max() < 1e-6
 
 
 def test_settings_that_cannot_be_met_are_refused(tiny_world: Path) -> None:

@@ -20,7 +20,7 @@ from musicrl.policies.musiclm import MusicLM, MusicLMConfig
 from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagger
 from musicrl.pretrain.codec import CodecStageConfig, fit_codec
 from musicrl.pretrain.embedder import EmbedderStageConfig, coded_log_mels, train_embedder
-from musicrl.pretrain.policy import PolicyStageConfig, train_policy
+from musicrl.pretrain.policy import Fellows, PolicyStageConfig, train_policy
 from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
 from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
 from musicrl.pretrain.tokens import TokenData
@@ -222,6 +222,33 @@ def test_the_policy_learns_and_the_world_plays(tiny_world: Path, weights: Path) 
     assert audio.shape == (2, 96_000)
     assert np.abs(audio).max() > 0.01
     assert np.allclose(world.decode(tokens[1:]), audio[1:], atol=1e-5)
+
+
+def test_a_policy_of_noisy_pairs_is_a_file_of_its_own(
+    tiny_world: Path, weights: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(weights, tmp_path / "weights"))
+    config = PolicyStageConfig(
+        world=tiny_world, weights=folder, model=POLICY, steps=3, batch_clips=4, name="noisy"
+    )
+    files = {}
+    for share in (0.0, 0.4):
+        train_policy(replace(config, misdescribed=share))
+        files[share], _ = load_tensors(folder / "noisy.safetensors", kind="policy")
+    assert any(not torch.equal(files[0.0][name], files[0.4][name]) for name in files[0.0])
+    world = World.load(folder, Path("noisy.safetensors"))
+    stored = files[0.4]["trunk.start"].float()
+    assert torch.equal(world.policy.trunk.start.detach(), stored)
+
+
+def test_a_fellow_shares_the_label() -> None:
+    labels = list("abcabcaab")
+    index = torch.arange(9).repeat(200)
+    drawn = Fellows(labels).draw(index, torch.rand(len(index)))
+    assert [labels[i] for i in drawn.tolist()] == [labels[i] for i in index.tolist()]
+    assert torch.bincount(drawn, minlength=9).min() > 100
+    edges = Fellows(labels).draw(torch.arange(9), torch.full((9,), 1 - 2.0**-24))
+    assert [labels[i] for i in edges.tolist()] == labels
 
 
 def test_tokens_are_made_again_when_a_model_behind_them_changes(
