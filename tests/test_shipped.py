@@ -36,7 +36,7 @@ def test_there_are_enough_held_out_prompts_and_none_is_trained_on() -> None:
     assert not {p.text for p in train} & {p.text for p in heldout}
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiler)])
 @pytest.mark.parametrize("top_k", [0, 20])
 def test_sampled_logprobs_are_the_learners_on_trained_weights(
     world: World, top_k: int, backend: Backend
@@ -45,6 +45,7 @@ def test_sampled_logprobs_are_the_learners_on_trained_weights(
     assert off.max() < 1e-5
 
 
+@pytest.mark.compiler
 def test_sampling_in_bfloat16_stays_near_the_learner(world: World) -> None:
     off = mismatch(world, SamplingConfig(backend="cpu", precision="bfloat16"))
     assert 1e-5 < off.mean() < 0.02

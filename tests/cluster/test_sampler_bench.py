@@ -13,6 +13,7 @@ from cluster.sampler_bench import SamplerBenchConfig, bench_sampler, step_cost
 from musicrl.world import World
 
 
+@pytest.mark.compiler
 def test_engines_stand_beside_the_limit(tiny_world: Path, tmp_path: Path) -> None:
     shown = io.StringIO()
     report = bench_sampler(

@@ -42,7 +42,13 @@ DISTRIBUTIONS = [
     SamplingConfig(temperature=0.99, top_k=14),
 ]
 BACKENDS: tuple[Backend, ...] = ("reference", "cpu")
-SETTINGS = [replace(c, backend=backend) for c in DISTRIBUTIONS for backend in BACKENDS]
+SETTINGS = [
+    *(replace(config, backend="reference") for config in DISTRIBUTIONS),
+    *(
+        pytest.param(replace(config, backend="cpu"), marks=pytest.mark.compiler)
+        for config in DISTRIBUTIONS
+    ),
+]
 
 
 class CountingLM(MusicLM):
@@ -130,6 +136,7 @@ def test_a_row_depends_on_its_condition_and_seed_alone() -> None:
     assert np.array_equal(backwards[::-1], together)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("config", DISTRIBUTIONS)
 def test_backends_give_the_same_samples(config: SamplingConfig) -> None:
     policy, conditions, seeds = make_policy(), make_conditions(4), make_seeds(4, 8)

@@ -19,6 +19,7 @@ from musicrl.sampler.cache import KVCache
 from musicrl.sampler.ops import CpuOps, ReferenceOps, make_ops
 from musicrl.sampler.sampling import SamplingConfig
 
+pytestmark = pytest.mark.compiler
 CPU = torch.device("cpu")
 ON_CPU = SamplingConfig(backend="cpu")
 REFERENCE = ReferenceOps()
