@@ -25,16 +25,15 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
+from musicrl.policies.base import Policy
 from musicrl.run import versions, write_text
+from musicrl.sampler.cost import StepCost, step_cost
 from musicrl.sampler.engine import Engine
-from musicrl.sampler.ops import ReferenceOps
 from musicrl.sampler.sampling import Precision, SamplingConfig
 from musicrl.solo import threads
 from musicrl.world import World
 
-CPU = torch.device("cpu")
 TEXT = "a slow fiddle tune on the flute"
 MEMORY_FLOATS = 2**26
 PRODUCTS = ((384, 1024), (768, 3072), (1024, 1024))
@@ -94,14 +93,14 @@ class Row:
 def bench_sampler(config: SamplerBenchConfig, console: Console | None = None) -> dict[str, Any]:
     """Time every batch on every engine, print a table and write the JSON file if asked; what it
     holds."""
-    world = World.load(config.weights)
+    subject = Subject.of_world(config.weights, config.seconds)
     count = config.threads or torch.get_num_threads()
     with threads(count):
         rates = Rates.measure(config.turns)
         rows = [
             row
             for batch in track(config.batches, description="sampling", console=console)
-            for row in _time_batch(world, batch, config, rates)
+            for row in _time_batch(subject, batch, config, rates)
         ]
     report = {
         "rows": [asdict(row) for row in rows],
@@ -119,49 +118,61 @@ def bench_sampler(config: SamplerBenchConfig, console: Console | None = None) ->
     return report
 
 
-def _time_batch(world: World, batch: int, config: SamplerBenchConfig, rates: Rates) -> list[Row]:
-    conditions, steps = world.conditioner([TEXT]), world.steps_of(config.seconds)
-    seeds = np.arange(batch, dtype=np.uint64)
-    engines = {name: Engine(world.policy.eval(), ENGINES[name]) for name in config.engines}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A policy to time."""
+
+    shape: str
+    policy: Policy
+    conditions: Tensor
+    """int64 [1, C]."""
+    steps: int
+    step_seconds: float
+
+    @classmethod
+    def of_world(cls, folder: Path | None, seconds: float | None) -> Subject:
+        """The policy of a world, on clips of so many seconds (none: whole ones)."""
+        world = World.load(folder)
+        count = sum(p.numel() for p in world.policy.parameters())
+        return cls(
+            shape=f"{count / 1e6:.1f}M",
+            policy=world.policy.eval(),
+            conditions=world.conditioner([TEXT]),
+            steps=world.steps_of(seconds),
+            step_seconds=world.step_seconds,
+        )
+
+
+def _time_batch(
+    subject: Subject, batch: int, config: SamplerBenchConfig, rates: Rates
+) -> list[Row]:
+    seeds, steps = np.arange(batch, dtype=np.uint64), subject.steps
+    engines = {name: Engine(subject.policy, ENGINES[name]) for name in config.engines}
     seconds: dict[Engines, list[float]] = {name: [] for name in engines}
     for turn in range(config.turns + 1):
         for name, engine in engines.items():
             started = time.perf_counter()
-            engine.generate(conditions, samples_per_prompt=batch, seeds=seeds, num_steps=steps)
+            engine.generate(
+                subject.conditions, samples_per_prompt=batch, seeds=seeds, num_steps=steps
+            )
             if turn > 0:  # the first warms up
                 seconds[name].append(time.perf_counter() - started)
-    flops, read = step_cost(world, conditions, batch, steps)
+    cost = step_cost(
+        subject.policy, num_conditions=subject.conditions.shape[1], batch=batch, steps=steps
+    )
     return [
         Row(
-            shape=f"{sum(p.numel() for p in world.policy.parameters()) / 1e6:.1f}M",
+            shape=subject.shape,
             batch=batch,
             dtype=ENGINES[name].precision,
             engine=name,
             ms_per_step=1e3 * median(taken) / steps,
-            tokens_per_s=batch * steps * world.layout.num_streams / median(taken),
-            clip_seconds_per_s=batch * steps * world.step_seconds / median(taken),
-            roofline_ms=1e3 * rates.seconds(flops, read, ENGINES[name].precision),
+            tokens_per_s=batch * steps * subject.policy.layout.num_streams / median(taken),
+            clip_seconds_per_s=batch * steps * subject.step_seconds / median(taken),
+            roofline_ms=1e3 * rates.seconds(cost, ENGINES[name].precision),
         )
         for name, taken in seconds.items()
     ]
-
-
-@torch.inference_mode()
-def step_cost(world: World, conditions: Tensor, batch: int, steps: int) -> tuple[float, float]:
-    """Floating-point operations and bytes read of a step in the middle of a clip."""
-    policy = world.policy
-    ops = ReferenceOps()
-    cache = policy.new_cache(len(conditions), batch, steps, ops)
-    policy.prefill(conditions, cache)
-    cache.kv.length = steps // 2
-    previous = torch.zeros(batch, world.layout.num_streams, dtype=torch.int64)
-    uniform, config = torch.full((batch,), 0.5, dtype=torch.float64), SamplingConfig()
-    with FlopCounterMode(display=False) as counter:
-        hidden = policy.step(previous, cache)
-        policy.emit(hidden, cache, lambda k, logits: ops.draw(logits, uniform, config))
-    weights = sum(p.numel() for p in policy.parameters())
-    cached = cache.kv.prompt.numel() + cache.kv.own.numel() * cache.kv.length / steps
-    return float(counter.get_total_flops()), 4.0 * (weights + cached)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +191,11 @@ class Rates:
         exact, rounded = product_rate(turns, "float32"), product_rate(turns, "bfloat16")
         return cls(products={"float32": exact, "bfloat16": rounded}, memory=memory)
 
-    def seconds(self, flops: float, read: float, precision: Precision) -> float:
-        return flops / self.products[precision] + read / self.memory
+    def seconds(self, cost: StepCost, precision: Precision) -> float:
+        """Of a step whose products run at the fastest rate and whose reads do not overlap them."""
+        size = 2 if precision == "bfloat16" else 4
+        read = size * (cost.weights + cost.cached)
+        return cost.flops / self.products[precision] + read / self.memory
 
 
 @torch.inference_mode()

@@ -7,7 +7,6 @@ no single package sees.
 from __future__ import annotations
 
 from musicrl.algorithms.config import AlgorithmConfig
-from musicrl.sampler.sampling import SamplingConfig
 from musicrl.update_config import UpdateConfig
 
 
@@ -15,7 +14,6 @@ def check_settings(
     *,
     algorithm: AlgorithmConfig,
     update: UpdateConfig,
-    sampling: SamplingConfig,
     samples_per_prompt: int,
     max_lag: int,
 ) -> None:
@@ -27,8 +25,6 @@ def check_settings(
     has_value = algorithm.baseline == "value"
     is_plain = algorithm.name == "reinforce" and algorithm.importance_cap is None
     refused = {
-        "sampling.top_k must be 0 in training: a token that the cut removes has no log-probability "
-        "to learn from and makes the KL infinite": sampling.top_k > 0,
         "algorithm.name 'ppo' never clips with update.epochs 1, update.minibatches 1 and max_lag 0:"
         " every ratio is 1": algorithm.name == "ppo" and is_on_policy,
         "algorithm.importance_cap is unused with update.epochs 1, update.minibatches 1 and "

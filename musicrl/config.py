@@ -151,7 +151,6 @@ class TrainConfig:
         check_settings(
             algorithm=self.algorithm,
             update=self.update,
-            sampling=self.rollout.sampling,
             samples_per_prompt=self.rollout.samples_per_prompt,
             max_lag=self.cluster.max_lag,
         )

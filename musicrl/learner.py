@@ -101,7 +101,8 @@ class Learner:
             torch.tensor(array, device=self.device).long()
             for array in (rollouts.tokens, rollouts.conditions)
         )
-        return divergence(chunk, self.policy, self.base, tokens, conditions, self.sampling)
+        kept = None if rollouts.kept is None else torch.tensor(rollouts.kept, device=self.device)
+        return divergence(chunk, self.policy, self.base, tokens, conditions, self.sampling, kept)
 
     def save(self, run: Run) -> Path:
         """Write a checkpoint of the current version into the run's folder."""

@@ -98,21 +98,22 @@ class RolloutWorker:
         )
         with torch.inference_mode():
             conditions = self.world.conditioner([prompt.text for prompt in prompts])
-            tokens, logprobs = self.engine.generate(
+            samples = self.engine.generate(
                 conditions.to(self.device),
                 samples_per_prompt=samples_per_prompt,
                 seeds=seeds,
                 num_steps=self.world.steps_of(clip_seconds),
             )
             sampled = time.perf_counter()
-            audio = np.asarray(self.world.decode(tokens), dtype=np.float32)
+            audio = np.asarray(self.world.decode(samples.tokens), dtype=np.float32)
         self.seconds = {"sample": sampled - started, "decode": time.perf_counter() - sampled}
         group = np.arange(first_prompt_index, first_prompt_index + len(prompts), dtype=np.int32)
         rollouts = Rollouts(
             prompts=tuple(prompt for prompt in prompts for _ in range(samples_per_prompt)),
             conditions=conditions.numpy().astype(np.int16).repeat(samples_per_prompt, axis=0),
-            tokens=tokens,
-            logprobs=logprobs,
+            tokens=samples.tokens,
+            logprobs=samples.logprobs,
+            kept=samples.kept,
             group=group.repeat(samples_per_prompt),
             seeds=seeds,
             version=np.full(len(seeds), version, dtype=np.int64),

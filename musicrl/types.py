@@ -47,6 +47,9 @@ class Rollouts:
     """uint64 [B]: the sample's own random stream."""
     version: NDArray[np.int64]
     """int64 [B]: version of the weights that sampled it."""
+    kept: NDArray[np.uint8] | None = None
+    """uint8 [B, S, K, ceil(V / 8)] where top-k cut the distribution: the tokens that were left to
+    draw from, a bit each, so that the learner replays the sampler's set and not its own."""
 
     @property
     def num_samples(self) -> int:

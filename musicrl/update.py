@@ -27,7 +27,7 @@ from musicrl.optimizer import Optimizer, choose_parts
 from musicrl.policies.base import Policy
 from musicrl.policies.flat import flatten
 from musicrl.policies.value import ValueNetwork
-from musicrl.sampler.sampling import SamplingConfig, log_probs
+from musicrl.sampler.sampling import SamplingConfig, grid_log_probs
 from musicrl.types import Experience, Weights
 from musicrl.update_config import UpdateConfig
 
@@ -185,8 +185,9 @@ class PolicyUpdate:
     def _logprobs(self, policy: nn.Module, batch: Batch) -> Tensor:
         """Log-distribution [B, S, K, V] of every cell, nats."""
         with self._autocast():
-            logits: Tensor = policy(batch.tokens, batch.conditions)
-        return log_probs(logits, self.sampling)
+            return grid_log_probs(
+                cast(Policy, policy), batch.tokens, batch.conditions, self.sampling, batch.kept
+            )
 
     def _autocast(self) -> torch.autocast:
         device = next(self.policy.parameters()).device.type

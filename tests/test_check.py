@@ -6,7 +6,6 @@ import pytest
 
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.check import check_settings
-from musicrl.sampler.sampling import SamplingConfig
 from musicrl.update_config import UpdateConfig
 
 PPO = AlgorithmConfig(name="ppo", clip_ratio=0.2)
@@ -19,14 +18,12 @@ def check(
     algorithm: AlgorithmConfig | None = None,
     update: UpdateConfig | None = None,
     *,
-    top_k: int = 0,
     samples_per_prompt: int = 4,
     max_lag: int = 0,
 ) -> None:
     check_settings(
         algorithm=algorithm or AlgorithmConfig(),
         update=update or UpdateConfig(),
-        sampling=SamplingConfig(top_k=top_k),
         samples_per_prompt=samples_per_prompt,
         max_lag=max_lag,
     )
@@ -42,11 +39,6 @@ def test_sound_settings_pass() -> None:
     check(CAPPED, UpdateConfig(epochs=2))
     check(GROUPS)
     check(update=UpdateConfig(value_learning_rate=1e-3, value_warmup_steps=5))
-
-
-def test_top_k_is_refused() -> None:
-    with pytest.raises(ValueError, match="top_k"):
-        check(top_k=5)
 
 
 def test_a_clip_that_never_acts_is_refused() -> None:

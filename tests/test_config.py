@@ -85,7 +85,6 @@ def test_flags_are_refused_in_one_sentence(flags: str, sentence: str) -> None:
     [
         "--algorithm.baseline group_mean --rollout.samples-per-prompt 1",
         "--algorithm.name ppo --algorithm.clip-ratio 0.2 --cluster.max-lag 0",
-        "--rollout.sampling.top-k 5",
     ],
 )
 def test_contradictions_between_packages_are_refused(flags: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from musicrl.prompts import load_prompts
 from musicrl.sampler.engine import Engine
-from musicrl.sampler.sampling import Backend, SamplingConfig, log_probs
+from musicrl.sampler.sampling import Backend, SamplingConfig, grid_log_probs
 from musicrl.world import SHIPPED, World
 
 MEGABYTE = 1_000_000
@@ -57,23 +57,24 @@ def mismatch(world: World, sampling: SamplingConfig) -> Tensor:
     prompts = load_prompts(split="heldout")[:3]
     conditions = world.conditioner([prompt.text for prompt in prompts])
     policy = world.policy.eval()
-    tokens, sampled = Engine(policy, sampling).generate(
+    samples = Engine(policy, sampling).generate(
         conditions, samples_per_prompt=2, seeds=np.arange(6, dtype=np.uint64)
     )
-    grid = torch.from_numpy(tokens.astype(np.int64))
+    grid = torch.from_numpy(samples.tokens.astype(np.int64))
+    kept = None if samples.kept is None else torch.from_numpy(samples.kept)
     with torch.inference_mode():
-        logits = policy.forward(grid, conditions.repeat_interleave(2, dim=0))
-    taught = log_probs(logits, sampling).gather(-1, grid[..., None])[..., 0]
-    return (taught - torch.from_numpy(sampled)).abs()
+        asked = conditions.repeat_interleave(2, dim=0)
+        taught = grid_log_probs(policy, grid, asked, sampling, kept)
+    return (taught.gather(-1, grid[..., None])[..., 0] - torch.from_numpy(samples.logprobs)).abs()
 
 
 def test_a_true_caption_scores_above_another_on_what_the_policy_plays(world: World) -> None:
     prompts = load_prompts(split="heldout")[:12]
     texts = [prompt.text for prompt in prompts]
-    tokens, _ = Engine(world.policy.eval(), SamplingConfig()).generate(
+    samples = Engine(world.policy.eval(), SamplingConfig()).generate(
         world.conditioner(texts), samples_per_prompt=1, seeds=np.arange(12, dtype=np.uint64)
     )
-    audio = torch.from_numpy(world.decode(tokens))
+    audio = torch.from_numpy(world.decode(samples.tokens))
     scores = world.embedder.embed_clip(audio) @ world.embedder.embed_text(texts).T
     others = (scores.sum() - scores.diagonal().sum()) / (12 * 11)
     assert float(scores.diagonal().mean() - others) > 0.2

@@ -18,6 +18,7 @@ from musicrl.algorithms.functions import exact_kl, token_logprobs
 from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.policies.config import MusicLMConfig
 from musicrl.policies.musiclm import MusicLM
+from musicrl.sampler.engine import Engine
 from musicrl.sampler.sampling import SamplingConfig, log_probs
 from musicrl.types import Experience, Prompt, RewardBatch, Rollouts
 from musicrl.update import PolicyUpdate
@@ -352,6 +353,44 @@ def test_importance_weights_are_those_of_the_stale_sampler() -> None:
     (-(weight * logp).sum()).backward()
     norm = torch.stack([p.grad.norm() for p in policy.parameters() if p.grad is not None]).norm()
     assert update.step([drawn])["policy/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingConfig(temperature=0.9, top_k=2),
+        SamplingConfig(temperature=0.9, guidance=2.0),
+        SamplingConfig(temperature=0.9, guidance=2.0, top_k=3),
+    ],
+)
+def test_the_learner_replays_cuts_and_guidance_of_the_sampler(sampling: SamplingConfig) -> None:
+    policy, other = small_policy(), small_policy(1)
+    torch.nn.init.normal_(other.head, std=1.0)
+    update = PolicyUpdate(
+        policy, make_algorithm(PAPER), sampling, UpdateConfig(), reference=small_policy(2)
+    )
+    torch.nn.init.normal_(policy.head, std=1.0)
+    conditions = torch.tensor([[0, 1], [2, 3]])
+    seeds = np.arange(16, dtype=np.uint64)
+    drawn = sample(policy, num_samples=16)
+
+    def experience(sampler: MusicLM) -> Experience:
+        samples = Engine(sampler, sampling).generate(conditions, samples_per_prompt=8, seeds=seeds)
+        rollouts = replace(
+            drawn.rollouts,
+            conditions=conditions.repeat_interleave(8, dim=0).numpy().astype(np.int16),
+            tokens=samples.tokens,
+            logprobs=samples.logprobs,
+            kept=samples.kept,
+        )
+        return replace(drawn, rollouts=rollouts)
+
+    own = update.step([experience(policy)])
+    assert own["ratio/max_deviation"] < 3e-5
+    stale = update.step([experience(other)])  # tokens that its own cut would remove
+    assert np.isfinite([own["kl/sequence"], stale["kl/sequence"], stale["ratio/mean"]]).all()
+    assert stale["ratio/max_deviation"] > 0.1
+    assert stale["update/skipped"] == 0
 
 
 def test_kl_target_moves_alpha() -> None:

@@ -26,6 +26,8 @@ class Batch:
     """float32 [B]: the mix, once per clip, paid at the last token (gamma = 1)."""
     group: Tensor
     """int64 [B]: samples of one prompt share a number."""
+    kept: Tensor | None = None
+    """uint8 [B, S, K, ceil(V / 8)]: the tokens that the sampler's top-k left to draw from."""
     reference_logprobs: Tensor | None = None
     """float32 [B, S, K], nats: of the tokens under the frozen reference, where the algorithm
     `needs_reference_tokens`."""
@@ -36,13 +38,14 @@ class Batch:
 
     def rows(self, index: Tensor) -> Batch:
         """The samples of `index`, int64 [b]."""
-        reference = self.reference_logprobs
+        reference, kept = self.reference_logprobs, self.kept
         return Batch(
             conditions=self.conditions[index],
             tokens=self.tokens[index],
             behaviour_logprobs=self.behaviour_logprobs[index],
             rewards=self.rewards[index],
             group=self.group[index],
+            kept=None if kept is None else kept[index],
             reference_logprobs=None if reference is None else reference[index],
         )
 

@@ -23,6 +23,7 @@ def collate(
     rewards = np.concatenate([e.rewards.total for e in experience])
     valid = np.concatenate([e.rewards.valid for e in experience]) & np.isfinite(rewards)
     groups = [r.group.astype(np.int64) + (i << 32) for i, r in enumerate(rollouts)]
+    kept = [r.kept for r in rollouts if r.kept is not None]
     batch = Batch(
         conditions=_integers([r.conditions for r in rollouts], valid).to(device),
         tokens=_integers([r.tokens for r in rollouts], valid).to(device),
@@ -31,6 +32,7 @@ def collate(
         ),
         rewards=torch.tensor(rewards[valid], device=device),
         group=_integers(groups, valid).to(device),
+        kept=torch.tensor(np.concatenate(kept)[valid], device=device) if kept else None,
     )
     return batch, valid
 

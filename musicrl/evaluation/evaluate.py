@@ -131,9 +131,10 @@ def evaluate_policy(
             torch.from_numpy(array.astype(np.int64))
             for array in (rollouts.tokens, rollouts.conditions)
         )
+        kept = None if rollouts.kept is None else torch.from_numpy(rollouts.kept)
         scores.append(score_chunk(chunk, clips, mix, judges))
         divergences.append(
-            divergence(chunk, world.policy, base, tokens, conditions, config.sampling)
+            divergence(chunk, world.policy, base, tokens, conditions, config.sampling, kept)
         )
     return merge(scores, divergences, world.layout.stream_names)
 

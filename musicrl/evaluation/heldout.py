@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from musicrl.evaluation.figures import Figure, figure, paired
-from musicrl.policies.base import Policy
 from musicrl.prompts import mismatched
 from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import RewardMix
 from musicrl.sampler.randomness import sample_seed
-from musicrl.sampler.sampling import SamplingConfig, log_probs
+from musicrl.sampler.sampling import SamplingConfig, TokenModel, grid_log_probs
 from musicrl.types import Clips, Prompt
 
 EVALUATION_STEP = 2**31 - 1
@@ -133,15 +132,17 @@ def score_chunk(
 @torch.inference_mode()
 def divergence(
     chunk: EvaluationChunk,
-    policy: Policy,
-    base: Policy,
+    policy: TokenModel,
+    base: TokenModel,
     tokens: Tensor,
     conditions: Tensor,
     sampling: SamplingConfig,
+    kept: Tensor | None = None,
 ) -> Divergence:
-    """Teacher-forced divergence on tokens int64 [B, S, K] that `policy` sampled for a chunk."""
-    logp = log_probs(policy.forward(tokens, conditions), sampling)
-    logq = log_probs(base.forward(tokens, conditions), sampling)
+    """Teacher-forced divergence on tokens int64 [B, S, K] that `policy` sampled for a chunk; with
+    top-k over the tokens that it left to draw from (`kept`, as in `Rollouts`)."""
+    logp = grid_log_probs(policy, tokens, conditions, sampling, kept)
+    logq = grid_log_probs(base, tokens, conditions, sampling, kept)
     p = logp.exp()
     kl = torch.where(p > 0, p * (logp - logq), 0.0).double().sum(-1)
     entropy = -torch.where(p > 0, p * logp, 0.0).double().sum(-1)

@@ -6,19 +6,24 @@ A policy owns its layout and its networks. It knows neither rewards nor algorith
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from musicrl.layout import Layout
+from musicrl.policies.cache import DecodingCache
+from musicrl.sampler.cache import Rows, Span
 from musicrl.sampler.ops import Ops
 
-Draw = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""(stream k, logits [B, V_k]) -> (tokens int64 [B], log-probabilities float32 [B])."""
+Draw = Callable[[int, Tensor], Tensor]
+"""(stream k, logits [B, V_k]) -> tokens int64 [B]."""
 
 
 class Policy(Protocol):
-    """An autoregressive model of a grid of tokens, conditioned on C discrete tokens per clip."""
+    """An autoregressive model of a grid of tokens, conditioned on C discrete tokens per clip.
+
+    Conditions of -1 only are no condition: the prompt that guidance leads away from.
+    """
 
     @property
     def layout(self) -> Layout: ...
@@ -26,29 +31,38 @@ class Policy(Protocol):
     @property
     def num_steps(self) -> int: ...
 
+    @property
+    def num_prefix(self) -> int:
+        """Positions of the cache that prefill takes before the first step."""
+        ...
+
     def forward(self, tokens: Tensor, conditions: Tensor) -> Tensor:
         """Teacher-forced logits float32 [B, S, K, V] of every cell, from tokens int64 [B, S, K]
         and conditions int64 [B, C]. Cells outside a stream's vocabulary hold -inf."""
         ...
 
-    def new_cache(self, num_prompts: int, samples_per_prompt: int, num_steps: int, ops: Ops) -> Any:
-        """An empty cache for B = num_prompts x samples_per_prompt rows of `num_steps` steps, the
-        samples of a prompt adjacent. `ops` are the operations to decode with: they know the weights
-        of this call."""
+    def new_cache(
+        self, ops: Ops, *, num_rows: int, num_slots: int, num_blocks: int, block_size: int
+    ) -> DecodingCache:
+        """An empty cache of so many blocks, for at most `num_rows` rows of `num_slots` prompts.
+        `ops` are the operations to decode with: they know the weights that are decoded with."""
         ...
 
-    def prefill(self, conditions: Tensor, cache: Any) -> None:
-        """Encode the prompts, conditions int64 [P, C], into the shared part of `cache`."""
+    def prefill(
+        self, conditions: Tensor, history: Tensor, slots: Tensor, span: Span, cache: DecodingCache
+    ) -> None:
+        """Encode P prompts, conditions int64 [P, C], into their `slots` int64 [P], and the steps
+        that they already have, history int64 [P, s, K] (-1 past a row's own), into the blocks of
+        `span`: `num_prefix` positions a row and one for each step."""
         ...
 
-    def step(self, previous: Tensor | None, cache: Any) -> Tensor:
+    def step(self, previous: Tensor, rows: Rows, cache: DecodingCache) -> Tensor:
         """Hidden state [B, D] of the next step, from the tokens int64 [B, K] of the previous one
-        (None before the first). Appends to `cache`."""
+        (-1 before the first). Appends to `cache`, where `rows` say."""
         ...
 
-    def emit(self, hidden: Tensor, cache: Any, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Draw the K tokens of a step from its hidden state: tokens int64 [B, K] and their
-        log-probabilities float32 [B, K]."""
+    def emit(self, hidden: Tensor, cache: DecodingCache, draw: Draw) -> Tensor:
+        """Draw the K tokens int64 [B, K] of a step from its hidden state."""
         ...
 
     def state_dict(self) -> Mapping[str, Tensor]: ...

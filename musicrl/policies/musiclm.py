@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from musicrl.checkpoint import half, load_into, load_tensors, save_tensors
 from musicrl.policies import decoding
 from musicrl.policies.base import Draw
+from musicrl.policies.cache import DecodingCache
 from musicrl.policies.config import MusicLMConfig
-from musicrl.policies.decoding import DecodingCache
 from musicrl.policies.trunk import Trunk
+from musicrl.sampler.cache import Rows, Span
 from musicrl.sampler.ops import Ops
 
 __all__ = ["MusicLM", "MusicLMConfig"]
@@ -84,22 +85,36 @@ class MusicLM(nn.Module):
         ]
         return -torch.stack(losses, dim=1).view(tokens.shape)
 
+    @property
+    def num_prefix(self) -> int:
+        """The conditioning tokens are positions of their own."""
+        return self.config.condition_levels
+
     def new_cache(
-        self, num_prompts: int, samples_per_prompt: int, num_steps: int, ops: Ops
+        self, ops: Ops, *, num_rows: int, num_slots: int, num_blocks: int, block_size: int
     ) -> DecodingCache:
-        """An empty cache for the rows of `num_prompts` x `samples_per_prompt` samples."""
-        return decoding.new_cache(self.trunk, num_prompts, samples_per_prompt, num_steps, ops)
+        """An empty cache; its context is what every frame adds of its prompt."""
+        return decoding.new_cache(
+            self.trunk,
+            ops,
+            num_rows=num_rows,
+            num_slots=num_slots,
+            num_blocks=num_blocks,
+            block_size=block_size,
+        )
 
-    def prefill(self, conditions: Tensor, cache: DecodingCache) -> None:
-        """Encode the prompts, conditions int64 [P, C], once for all their samples."""
-        decoding.prefill(self.trunk, conditions, cache)
+    def prefill(
+        self, conditions: Tensor, history: Tensor, slots: Tensor, span: Span, cache: DecodingCache
+    ) -> None:
+        """Encode prompts int64 [P, C] and the frames int64 [P, s, K] that follow them."""
+        decoding.prefill(self.trunk, conditions, history, slots, span, cache)
 
-    def step(self, previous: Tensor | None, cache: DecodingCache) -> Tensor:
+    def step(self, previous: Tensor, rows: Rows, cache: DecodingCache) -> Tensor:
         """Hidden state [B, W] of the next frame from the tokens int64 [B, K] of the previous."""
-        return decoding.step(self.trunk, previous, cache)
+        return decoding.step(self.trunk, previous, rows, cache)
 
-    def emit(self, hidden: Tensor, cache: DecodingCache, draw: Draw) -> tuple[Tensor, Tensor]:
-        """Draw the K tokens of a frame in turn: tokens and log-probabilities [B, K]."""
+    def emit(self, hidden: Tensor, cache: DecodingCache, draw: Draw) -> Tensor:
+        """Draw the K tokens of a frame in turn."""
         return decoding.emit(self.trunk, self._heads(), hidden, cache, draw)
 
     def _heads(self) -> tuple[Tensor, ...]:

@@ -1,12 +1,15 @@
 """The sampler: prompts to grids of tokens with the log-probability of every token.
 
-It owns the loop over the grid and the randomness; what a step computes is the policy's, what the
-distribution is sampling.py's. It knows neither rewards nor weights' versions nor processes.
+    submit -> waiting -> [ schedule -> prefill -> run -> finish ] -> samples
+
+Samples of one prompt share its cache; samples of any prompts and lengths are decoded together, and
+join and leave while others run. It knows neither rewards nor weights' versions nor processes.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,19 +17,53 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from musicrl.policies.base import Policy
-from musicrl.sampler.ops import Ops, make_ops
-from musicrl.sampler.randomness import uniforms
-from musicrl.sampler.sampling import SamplingConfig
+from musicrl.policies.cache import DecodingCache
+from musicrl.sampler.backends import make_ops
+from musicrl.sampler.blocks import BlockPool
+from musicrl.sampler.flash import PAGE
+from musicrl.sampler.runner import Runner
+from musicrl.sampler.sampling import NO_CONDITION, SamplingConfig
+from musicrl.sampler.scheduler import Scheduler
+from musicrl.sampler.sequence import Branch, Sequence
+
+CPU_BLOCK = 64
+"""Most positions of a block on the CPU: much smaller ones cost attention its pace."""
+STREAM_ROWS = 16
+"""Samples decoded at once by `submit` and `step` where `max_rows` does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """B samples of S steps."""
+
+    tokens: NDArray[np.int16]
+    """int16 [B, S, K]."""
+    logprobs: NDArray[np.float32]
+    """float32 [B, S, K], nats: of each token under the exact distribution it was drawn from."""
+    kept: NDArray[np.uint8] | None
+    """uint8 [B, S, K, ceil(V / 8)] with top-k: the tokens that were left to draw from, a bit each,
+    for `sampling.log_probs`; None without."""
 
 
 class Engine:
-    """Samples a policy, with the weights that it has at the time of the call."""
+    """Samples a policy, with the weights that it has when the engine goes from idle to busy."""
 
     def __init__(self, policy: Policy, config: SamplingConfig) -> None:
         self.policy = policy
         self.config = config
+        self._scheduler: Scheduler | None = None
+        self._runner: Runner | None = None
+        self._num_submitted = 0
 
-    @torch.inference_mode()
+    @property
+    def is_idle(self) -> bool:
+        return self._scheduler is None or self._scheduler.is_idle
+
+    @property
+    def num_preempted(self) -> int:
+        """Times that a sample gave its blocks back for others, since the cache was made."""
+        return 0 if self._scheduler is None else self._scheduler.num_preempted
+
     def generate(
         self,
         conditions: Tensor,
@@ -34,52 +71,138 @@ class Engine:
         samples_per_prompt: int,
         seeds: NDArray[np.uint64],
         num_steps: int | None = None,
-    ) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    ) -> Samples:
         """Sample each prompt `samples_per_prompt` times, as adjacent rows.
 
-        From conditions int64 [P, C] and seeds uint64 [P*G] to tokens int16 [P*G, S, K] and their
-        log-probabilities float32 [P*G, S, K], nats, under the exact distribution sampled from.
-        S is `num_steps`, or the policy's own. A row depends on its condition and seed alone.
-        Raises ValueError for sizes that do not fit and when the policy's logits are not finite.
+        From conditions int64 [P, C] and seeds uint64 [P*G] to P*G samples of `num_steps` steps, or
+        the policy's own. A row depends on its condition and seed alone. Raises ValueError for sizes
+        that do not fit, when the policy's logits are not finite, and when other samples are under
+        way.
         """
+        if not self.is_idle:
+            raise ValueError("generate needs an idle engine: other samples are under way")
         S = self.policy.num_steps if num_steps is None else num_steps
-        B = self._rows(conditions, samples_per_prompt, seeds, S)
-        K = self.policy.layout.num_streams
-        noise = torch.from_numpy(noise_grid(seeds, S, K)).to(conditions.device)
-        tokens = torch.empty(B, S, K, dtype=torch.int64, device=conditions.device)
-        logprobs = torch.empty(B, S, K, device=conditions.device)
-        ops = make_ops(self.config, num_rows=B, device=conditions.device)
-        cache = self.policy.new_cache(conditions.shape[0], samples_per_prompt, S, ops)
-        self.policy.prefill(conditions, cache)
-        previous: Tensor | None = None
-        for s in range(S):
-            hidden = self.policy.step(previous, cache)
-            draw = partial(self._draw, ops, noise[s])
-            previous, logprob = self.policy.emit(hidden, cache, draw)
-            tokens[:, s], logprobs[:, s] = previous, logprob
-        if not bool(torch.isfinite(logprobs).all()):
-            raise ValueError("the policy's logits are not finite: its weights hold NaN or infinity")
-        return tokens.to(torch.int16).cpu().numpy(), logprobs.cpu().numpy()
-
-    def _draw(self, ops: Ops, noise: Tensor, k: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and log-probabilities [B] of stream k, from noise [K, B]."""
-        return ops.draw(logits, noise[k], self.config)
-
-    def _rows(
-        self, conditions: Tensor, samples_per_prompt: int, seeds: NDArray[np.uint64], steps: int
-    ) -> int:
-        if not 1 <= steps <= self.policy.num_steps:
-            raise ValueError(f"num_steps must be 1 to {self.policy.num_steps}, got {steps}")
-        rows = conditions.shape[0] * samples_per_prompt
+        rows = len(conditions) * samples_per_prompt
         if rows == 0 or seeds.shape != (rows,):
             raise ValueError(
-                f"{conditions.shape[0]} prompts x {samples_per_prompt} samples need as many seeds, "
+                f"{len(conditions)} prompts x {samples_per_prompt} samples need as many seeds, "
                 f"at least one, got {seeds.size}"
             )
-        return rows
+        self._check_steps(S)
+        self._open(rows=rows, steps=S, prompts=len(conditions))
+        prompts = [tuple(row) for row in conditions.tolist()]
+        ids = [
+            self._add(prompts[row // samples_per_prompt], int(seed), S)
+            for row, seed in enumerate(seeds)
+        ]
+        done: dict[int, Sequence] = {}
+        while not self.is_idle:
+            done |= {sequence.id: sequence for sequence in self._round(S)}
+        return _stacked([done[i] for i in ids])
+
+    def submit(self, conditions: Tensor, *, seed: int, num_steps: int | None = None) -> int:
+        """Ask for one sample of the prompt int64 [C]; the number that `step` returns it under.
+
+        Raises ValueError for a length that does not fit the policy or the cache.
+        """
+        steps = self.policy.num_steps if num_steps is None else num_steps
+        self._check_steps(steps)
+        if self.is_idle:
+            rows = self.config.max_rows or STREAM_ROWS
+            self._open(rows=rows, steps=self.policy.num_steps, prompts=rows)
+        return self._add(tuple(conditions.tolist()), seed, steps)
+
+    def step(self, max_steps: int = 8) -> dict[int, Samples]:
+        """Decode up to `max_steps` steps of the samples under way; those that were finished."""
+        return {sequence.id: _stacked([sequence]) for sequence in self._round(max_steps)}
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a block of the cache is lost or has two writers."""
+        if self._scheduler is not None:
+            self._scheduler.check_integrity()
+
+    @torch.inference_mode()
+    def _round(self, max_steps: int) -> list[Sequence]:
+        if self._scheduler is None or self._runner is None:
+            return []
+        plan = self._scheduler.schedule()
+        try:
+            self._runner.prefill(plan)
+            if plan.num_steps:
+                self._runner.run(self._scheduler.running, min(plan.num_steps, max_steps))
+        except BaseException:
+            self._scheduler = self._runner = None  # what is in the cache is not to be trusted
+            raise
+        return self._scheduler.finish()
+
+    def _add(self, prompt: tuple[int, ...], seed: int, steps: int) -> int:
+        assert self._scheduler is not None
+        layout = self.policy.layout
+        grid = steps, layout.num_streams
+        prompts = [prompt]
+        if self.config.guidance != 1:
+            prompts.append((NO_CONDITION,) * len(prompt))
+        bits = (*grid, -(-layout.vocab_size // 8))
+        self._num_submitted += 1
+        self._scheduler.add(
+            Sequence(
+                id=self._num_submitted,
+                seed=seed,
+                branches=tuple(Branch(conditions) for conditions in prompts),
+                tokens=np.zeros(grid, dtype=np.int16),
+                logprobs=np.zeros(grid, dtype=np.float32),
+                kept=np.zeros(bits, dtype=np.uint8) if self.config.top_k else None,
+            )
+        )
+        return self._num_submitted
+
+    @torch.inference_mode()
+    def _open(self, *, rows: int, steps: int, prompts: int) -> None:
+        """Make room for so many samples, in the cache of before if it is of that size, and read the
+        policy's weights."""
+        config = self.config
+        device = next(iter(self.policy.state_dict().values())).device
+        positions = self.policy.num_prefix + steps
+        size = config.block_size or (_even_block(positions) if device.type == "cpu" else PAGE)
+        branches = 1 if config.guidance == 1 else 2
+        num_rows = min(rows, config.max_rows or rows) * branches
+        full = -(-positions // size)
+        pool = BlockPool(config.num_blocks or num_rows * full, size)
+        num_slots = min(prompts, num_rows) + branches - 1
+        ops = make_ops(config, num_rows=num_rows, device=device)
+        sizes = {"num_rows": num_rows, "num_slots": num_slots, "num_blocks": pool.num_blocks}
+        cache = self._reusable(sizes, size)
+        if cache is None:
+            cache = self.policy.new_cache(ops, **sizes, block_size=size)
+        cache.ops = ops
+        self._sizes = sizes
+        self._runner = Runner(self.policy, config, cache)
+        self._scheduler = Scheduler(
+            pool, num_prefix=self.policy.num_prefix, max_rows=num_rows, num_slots=num_slots
+        )
+
+    def _reusable(self, sizes: dict[str, int], block_size: int) -> DecodingCache | None:
+        if self._runner is None or self._sizes != sizes:
+            return None
+        cache = self._runner.cache
+        return cache if cache.kv.block_size == block_size else None
+
+    def _check_steps(self, steps: int) -> None:
+        if not 1 <= steps <= self.policy.num_steps:
+            raise ValueError(f"num_steps must be 1 to {self.policy.num_steps}, got {steps}")
 
 
-def noise_grid(seeds: NDArray[np.uint64], num_steps: int, num_streams: int) -> NDArray[np.float64]:
-    """The uniforms of every cell, [S, K, B]."""
-    steps, streams = np.arange(num_steps), np.arange(num_streams)
-    return uniforms(seeds, steps[:, None, None], streams[None, :, None])
+def _even_block(positions: int) -> int:
+    """Size of the fewest blocks of at most `CPU_BLOCK` that hold so many positions: a multiple of
+    8, and hardly any of it unused."""
+    blocks = -(-positions // CPU_BLOCK)
+    return -(-positions // (8 * blocks)) * 8
+
+
+def _stacked(sequences: Ordered[Sequence]) -> Samples:
+    kept = [sequence.kept for sequence in sequences if sequence.kept is not None]
+    return Samples(
+        tokens=np.stack([sequence.tokens for sequence in sequences]),
+        logprobs=np.stack([sequence.logprobs for sequence in sequences]),
+        kept=np.stack(kept) if kept else None,
+    )

@@ -32,6 +32,14 @@ def uniforms(seeds: NDArray[np.uint64], step: ArrayLike, stream: ArrayLike) -> N
     return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
+def noise_grid(
+    seeds: NDArray[np.uint64], num_steps: int, num_streams: int, *, after: ArrayLike = 0
+) -> NDArray[np.float64]:
+    """The uniforms of every cell, [S, K, B], of the steps that follow step number `after` [B]."""
+    steps = np.arange(num_steps)[:, None, None] + np.asarray(after)
+    return uniforms(seeds, steps, np.arange(num_streams)[None, :, None])
+
+
 def _absorb(state: NDArray[np.uint64], number: NDArray[np.uint64]) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
         return _mix(_mix(state + np.uint64(GOLDEN)) ^ _mix(number * np.uint64(GOLDEN)))

@@ -1,19 +1,23 @@
 """THE definition of the policy's distribution; sampler and learner both call it.
 
-Knows logits, a temperature, a top-k and the vocabulary of a stream. Guidance joins here when a
-policy family needs it.
+    logits -> guidance -> temperature -> top-k, or the set that the sampler kept -> normalise
+
+Knows logits and settings; not who makes logits, and no cell's place in the grid.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-Backend = Literal["auto", "reference", "cpu"]
+Backend = Literal["auto", "reference", "cpu", "flash"]
 Precision = Literal["float32", "bfloat16"]
+NO_CONDITION = -1
+"""Every conditioning token of the null prompt, which guidance leads away from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,37 +27,95 @@ class SamplingConfig:
     temperature: float = 0.99
     top_k: int = 0
     """Keep the k most probable tokens of each stream (0: all)."""
+    guidance: float = 1.0
+    """Classifier-free guidance: logits are null + guidance x (conditioned - null), which costs twice
+    the work (1: none)."""
     backend: Backend = "auto"
     """What computes a decoding step: "cpu" (oneDNN and C kernels, built at first use), "reference"
-    (plain torch, on every device), or "auto", the fastest that runs here."""
+    (plain torch, on every device), "flash" (flash-attn, on a GPU), or "auto", the fastest exact one
+    that runs here."""
     precision: Precision = "float32"
-    """Of the products with weights on backend cpu, except those that make logits: "bfloat16" is
-    faster where the processor has it, and puts log-probabilities off by about 0.01."""
+    """Of the products with weights, except those that make logits, and of cached keys and values:
+    "bfloat16" is faster where the processor has it, and puts log-probabilities off by about 0.01."""
+    max_rows: int = 0
+    """Samples that are decoded at once; others wait for their turn (0: all of a call)."""
+    num_blocks: int = 0
+    """Blocks of the cache. When they run out, the samples that came last give theirs back and are
+    taken up again later (0: as many as the samples need)."""
+    block_size: int = 0
+    """Positions of a block (0: 64 on the CPU, 256 on a GPU, which flash-attn asks for)."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (all) or more, got {self.top_k}")
+        for name in ("top_k", "max_rows", "num_blocks", "block_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.precision != "float32" and self.backend == "reference":
-            raise ValueError("precision bfloat16 needs backend cpu, got reference")
+            raise ValueError("precision bfloat16 needs backend cpu or flash, got reference")
+        if self.precision != "bfloat16" and self.backend == "flash":
+            raise ValueError("backend flash needs precision bfloat16: flash-attn has no float32")
 
 
-def log_probs(logits: Tensor, config: SamplingConfig) -> Tensor:
+class Drawn(NamedTuple):
+    """One token of each of B rows."""
+
+    tokens: Tensor
+    """int64 [B]."""
+    logprobs: Tensor
+    """float32 [B], nats."""
+    kept: Tensor | None
+    """uint8 [B, ceil(V / 8)]: the set that top-k left to draw from, a bit a token, the first token
+    in the lowest bit. None without top-k."""
+
+
+class TokenModel(Protocol):
+    """The part of a policy that has logits of whole grids."""
+
+    def forward(self, tokens: Tensor, conditions: Tensor) -> Tensor: ...
+
+
+def grid_log_probs(
+    policy: TokenModel,
+    tokens: Tensor,
+    conditions: Tensor,
+    config: SamplingConfig,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """Log-distributions [B, S, K, V] of the cells of tokens [B, S, K], conditions [B, C]; `kept`
+    uint8 [B, S, K, ceil(V / 8)] as the sampler returned it."""
+    logits = policy.forward(tokens, conditions)
+    if config.guidance != 1:
+        null = policy.forward(tokens, torch.full_like(conditions, NO_CONDITION))
+        logits = guide(logits, null, config.guidance)
+    return log_probs(logits, config, kept)
+
+
+def guide(conditioned: Tensor, null: Tensor, scale: float) -> Tensor:
+    """Guided logits of the same shape [..., V] (Ho and Salimans 2022, on logits); -inf stays."""
+    outside = torch.isneginf(conditioned)
+    conditioned, null = (x.float().masked_fill(outside, 0.0) for x in (conditioned, null))
+    return (null + scale * (conditioned - null)).masked_fill(outside, -torch.inf)
+
+
+def log_probs(logits: Tensor, config: SamplingConfig, kept: Tensor | None = None) -> Tensor:
     """Normalised log-distribution [..., V] that tokens are drawn from, nats, float32.
 
     Logits outside a stream's vocabulary are -inf and stay so. With top-k, all tokens that tie with
-    the k-th logit are kept.
+    the k-th logit are kept; or those of `kept` uint8 [..., ceil(V / 8)], so that a learner whose
+    roundings differ replays the set that the sampler drew from.
     """
     scaled = logits.float() / config.temperature
-    if 0 < config.top_k < scaled.shape[-1]:
+    if kept is not None:
+        scaled = scaled.masked_fill(~unpack(kept, scaled.shape[-1]), -torch.inf)
+    elif 0 < config.top_k < scaled.shape[-1]:
         kth = scaled.topk(config.top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(scaled < kth, -torch.inf)
     return torch.log_softmax(scaled, dim=-1)
 
 
-def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
-    """One token per row by inverse CDF: tokens int64 [B] and their log-probabilities float32 [B].
+def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
+    """One token per row by inverse CDF.
 
     `logits` [B, V], `uniform` float64 [B] in (0, 1). A token of probability zero is never drawn.
     Logits that are not finite give a token in range whose log-probability is NaN.
@@ -66,4 +128,19 @@ def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> tuple[Tenso
         uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
     )
     tokens = torch.searchsorted(cdf, target, right=True).clamp_(max=logits.shape[-1] - 1)
-    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
+    kept = pack(logprobs > -torch.inf) if config.top_k > 0 else None
+    return Drawn(tokens[:, 0], logprobs.gather(1, tokens)[:, 0], kept)
+
+
+def pack(flags: Tensor) -> Tensor:
+    """Bits of bool [..., V] as uint8 [..., ceil(V / 8)], the first in the lowest bit."""
+    whole = F.pad(flags, (0, -flags.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    bits: Tensor = (whole << torch.arange(8, device=flags.device)).sum(-1)
+    return bits.to(torch.uint8)
+
+
+def unpack(bits: Tensor, count: int) -> Tensor:
+    """The first `count` flags, bool [..., count], of what `pack` made."""
+    shifts = torch.arange(8, device=bits.device, dtype=torch.uint8)
+    flags = (bits[..., None] >> shifts & 1).flatten(-2).bool()
+    return flags[..., :count]

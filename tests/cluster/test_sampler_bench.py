@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.sampler_bench import SamplerBenchConfig, bench_sampler, step_cost
+from cluster.sampler_bench import SamplerBenchConfig, bench_sampler
+from musicrl.sampler.cost import step_cost
 from musicrl.world import World
 
 
@@ -38,11 +39,13 @@ def test_engines_stand_beside_the_limit(tiny_world: Path, tmp_path: Path) -> Non
 
 
 def test_the_cost_of_a_step_grows_with_its_rows(tiny_world: Path) -> None:
-    world = World.load(tiny_world)
-    conditions = world.conditioner(["a flute"])
-    (few, few_bytes), (many, many_bytes) = (step_cost(world, conditions, b, 4) for b in (16, 64))
-    assert many == pytest.approx(4 * few, rel=0.05)
-    assert few_bytes < many_bytes < 4 * few_bytes
+    policy = World.load(tiny_world).policy
+    few, many = (step_cost(policy, num_conditions=2, batch=b, steps=4) for b in (16, 64))
+    assert many.flops == pytest.approx(4 * few.flops, rel=0.05)
+    assert many.cached == 4 * few.cached
+    assert many.weights == few.weights == sum(p.numel() for p in policy.parameters())
+    guided = step_cost(policy, num_conditions=2, batch=16, steps=4, guidance=3.0)
+    assert guided.cached == 2 * few.cached
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_the_divergence_is_exact_per_stream_and_summed_over_steps() -> None:
     tokens = torch.zeros(1, 2, 2, dtype=torch.int64)
     chunk = EvaluationChunk(first=4, prompts=numbered(1), mismatched=numbered(1))
     config = SamplingConfig(temperature=1.0)
-    found = divergence(chunk, policy, base, tokens, tokens[:, 0], config)  # type: ignore[arg-type]
+    found = divergence(chunk, policy, base, tokens, tokens[:, 0], config)
     # Step 1: ln 2. Step 2: .75 ln 1.5 + .25 ln .5.
     first = np.log(2) + 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
     np.testing.assert_allclose(found.kl, [[first, 0.0]], atol=1e-6)
@@ -155,7 +155,7 @@ def test_the_divergence_is_of_the_distribution_sampled_from() -> None:
     tokens = torch.zeros(1, 2, 2, dtype=torch.int64)
     chunk = evaluation_chunks(numbered(2), 1)[0]
     config = SamplingConfig(temperature=0.5)
-    found = divergence(chunk, policy, base, tokens, tokens[:, 0], config)  # type: ignore[arg-type]
+    found = divergence(chunk, policy, base, tokens, tokens[:, 0], config)
     one = 0.9 * np.log(1.8) + 0.1 * np.log(0.2)
     np.testing.assert_allclose(found.kl, [[2 * one, 2 * one]], rtol=1e-5)
 

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from musicrl.policies.blocks import rotations
 from musicrl.sampler import native
-from musicrl.sampler.cache import KVCache
-from musicrl.sampler.ops import CpuOps, ReferenceOps, make_ops
-from musicrl.sampler.sampling import SamplingConfig
+from musicrl.sampler.backends import make_ops
+from musicrl.sampler.cache import PagedKV, Rows
+from musicrl.sampler.cpu import CpuOps
+from musicrl.sampler.reference import ReferenceOps
+from musicrl.sampler.sampling import Precision, SamplingConfig, unpack
 
 pytestmark = pytest.mark.compiler
 CPU = torch.device("cpu")
@@ -68,45 +70,119 @@ def test_norms_agree(ops: CpuOps, width: int) -> None:
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
+def make_cache(by_head: bool, dtype: torch.dtype, kv_heads: int, size: int, page: int) -> PagedKV:
+    return PagedKV(
+        num_layers=2,
+        num_blocks=12,
+        block_size=page,
+        num_kv_heads=kv_heads,
+        head_dim=size,
+        dtype=dtype,
+        by_head=by_head,
+    )
+
+
+def copy_of(cache: PagedKV, *, by_head: bool) -> PagedKV:
+    """The same numbers in float32, in the other order in memory."""
+    kv_heads, size, page = cache.num_kv_heads, cache.head_dim, cache.block_size
+    copy = make_cache(by_head, torch.float32, kv_heads, size, page)
+    copy.pages.copy_(cache.pages)
+    return copy
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rotated", [True, False])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 6), (4, 2, 48), (3, 1, 10)])
-@pytest.mark.parametrize("prompt_len", [0, 3])
+@pytest.mark.parametrize("page", [2, 3, 16])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_attention_appends_and_mixes_alike(
-    threads: int, rotated: bool, heads: int, kv_heads: int, size: int, prompt_len: int
+    threads: int,
+    rotated: bool,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    page: int,
+    precision: Precision,
 ) -> None:
+    """Rows of other lengths in scattered blocks, some of them shared."""
     torch.manual_seed(0)
     previous = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        ops = make_ops(ON_CPU, num_rows=6, device=CPU)
+        ops = make_ops(SamplingConfig(backend="cpu", precision=precision), num_rows=3, device=CPU)
     finally:
         torch.set_num_threads(previous)
-    caches = [
-        KVCache(
-            num_prompts=2,
-            samples_per_prompt=3,
-            num_layers=2,
-            num_kv_heads=kv_heads,
-            head_dim=size,
-            prompt_len=prompt_len,
-            num_steps=4,
-        )
-        for _ in range(2)
-    ]
-    prompt = torch.randn(2, 2, prompt_len, kv_heads, size)
-    for cache in caches:
-        cache.write_prompt(1, prompt[0], prompt[1])
-    table = rotations(4, size)
-    for position in range(4):
-        qkv = torch.randn(6, (heads + 2 * kv_heads) * size)
-        rotation = table[position] if rotated else None
-        for cache in caches:
-            cache.advance()
-        got = ops.attend(qkv, caches[0], 1, rotation)
-        wanted = REFERENCE.attend(qkv, caches[1], 1, rotation)
-        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(caches[0].own, caches[1].own, atol=1e-6, rtol=1e-6)
+    cache = make_cache(True, ops.kv_dtype, kv_heads, size, page)
+    cache.data.normal_()
+    plain = copy_of(cache, by_head=False)
+    lens = [2 * page + 1, 2 * page, 1 + page // 2]
+    rows = Rows(
+        tables=torch.tensor([[5, 2, 7], [5, 9, 0], [11, 0, 0]], dtype=torch.int32),
+        lens=torch.tensor(lens, dtype=torch.int32),
+        slots=torch.zeros(3, dtype=torch.int64),
+    )
+    rotation = rotations(2 * page + 1, size) if rotated else None
+    qkv = torch.randn(3, (heads + 2 * kv_heads) * size)
+    got = ops.attend(qkv, cache, 1, rows, rotation)
+    wanted = REFERENCE.attend(qkv, plain, 1, rows, rotation)
+    exact = precision == "float32"
+    atol, rtol = (1e-6, 1e-5) if exact else (2e-2, 2e-2)
+    torch.testing.assert_close(got, wanted, atol=atol, rtol=rtol)
+    kept = cache.pages.float()
+    if exact:
+        torch.testing.assert_close(kept, plain.pages, atol=1e-6, rtol=1e-6)
+    else:  # rounded to even, as torch rounds
+        assert torch.equal(kept, plain.pages.bfloat16().float())
+    again = ops.attend_cached(qkv[:, : heads * size].contiguous(), cache, 1, rows)
+    wanted = REFERENCE.attend_cached(qkv[:, : heads * size], copy_of(cache, by_head=False), 1, rows)
+    torch.testing.assert_close(again, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_over_copies_is_what_the_reference_does() -> None:
+    torch.manual_seed(0)
+    heads, kv_heads, size, page = 4, 2, 6, 3
+    cache = make_cache(False, torch.float32, kv_heads, size, page)
+    cache.data.normal_()
+    rows = Rows(
+        tables=torch.tensor([[4, 1], [6, 0]], dtype=torch.int32),
+        lens=torch.tensor([5, 2], dtype=torch.int32),
+        slots=torch.zeros(2, dtype=torch.int64),
+    )
+    query = torch.randn(2, heads * size)
+    got = REFERENCE.attend_cached(query, cache, 1, rows).view(2, heads, size)
+    for row, blocks, length in ((0, [4, 1], 5), (1, [6], 2)):
+        keys, values = (part[blocks].flatten(0, 1)[:length] for part in cache.pages[1])
+        for head in range(heads):
+            asked = query[row].view(heads, size)[head]
+            weights = (keys[:, head // 2] @ asked / size**0.5).softmax(0)
+            torch.testing.assert_close(got[row, head], weights @ values[:, head // 2])
+
+
+def test_not_finite_numbers_stay_so_in_a_rounded_cache() -> None:
+    ops = make_ops(SamplingConfig(backend="cpu", precision="bfloat16"), num_rows=1, device=CPU)
+    cache = make_cache(True, torch.bfloat16, 1, 2, 4)
+    rows = Rows(
+        tables=torch.tensor([[3]], dtype=torch.int32),
+        lens=torch.tensor([1], dtype=torch.int32),
+        slots=torch.zeros(1, dtype=torch.int64),
+    )
+    nan_bits = torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32)
+    qkv = torch.cat([torch.tensor([1.0, 1.0, math.inf, -math.inf, 3.4e38]), nan_bits])[None]
+    out = ops.attend(qkv, cache, 0, rows, None)
+    key, value = cache.pages[0, :, 3, 0, 0]
+    assert key.tolist() == [math.inf, -math.inf]
+    assert value[0] == math.inf
+    assert value[1].isnan()
+    assert out.isnan().any()
+
+
+def test_pages_of_another_order_are_refused(ops: CpuOps) -> None:
+    cache = make_cache(False, torch.float32, 1, 2, 4)
+    rows = Rows(
+        torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32), torch.zeros(1)
+    )
+    with pytest.raises(AssertionError, match="heads lie together"):
+        ops.attend_cached(torch.zeros(1, 2), cache, 0, rows)
 
 
 @given(
@@ -125,18 +201,25 @@ def test_draws_agree(
     logits[:, 1:][torch.rand(6, vocab - 1, generator=generator) < 0.2] = -torch.inf
     uniform = torch.rand(6, generator=generator, dtype=torch.float64)
     config = SamplingConfig(temperature=temperature, top_k=top_k)
-    tokens, logprobs = ops.draw(logits, uniform, config)
-    wanted, wanted_logprobs = REFERENCE.draw(logits, uniform, config)
-    assert torch.equal(tokens, wanted)
-    torch.testing.assert_close(logprobs, wanted_logprobs, atol=2e-6, rtol=2e-6)
+    found, wanted = ops.draw(logits, uniform, config), REFERENCE.draw(logits, uniform, config)
+    assert torch.equal(found.tokens, wanted.tokens)
+    torch.testing.assert_close(found.logprobs, wanted.logprobs, atol=2e-6, rtol=2e-6)
+    if top_k == 0:
+        assert found.kept is None
+        assert wanted.kept is None
+    else:
+        assert found.kept is not None
+        assert wanted.kept is not None
+        assert torch.equal(found.kept, wanted.kept)
+        assert unpack(found.kept, vocab).gather(1, found.tokens[:, None]).all()
 
 
 @pytest.mark.parametrize("uniform", [2.0**-53, 1 - 2.0**-53])
 def test_the_ends_of_the_line_draw_possible_tokens(ops: CpuOps, uniform: float) -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -80.0, 1.0, -torch.inf]] * 6)
     noise = torch.full((6,), uniform, dtype=torch.float64)
-    tokens, _ = ops.draw(logits, noise, SamplingConfig(temperature=1.0))
-    assert tokens.tolist() == ([1] if uniform < 0.5 else [3]) * 6
+    drawn = ops.draw(logits, noise, SamplingConfig(temperature=1.0))
+    assert drawn.tokens.tolist() == ([1] if uniform < 0.5 else [3]) * 6
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -144,7 +227,7 @@ def test_logits_that_are_not_finite_show(ops: CpuOps, bad: float) -> None:
     logits = torch.zeros(6, 9)
     logits[2, 4] = bad
     noise = torch.full((6,), 0.5, dtype=torch.float64)
-    tokens, logprobs = ops.draw(logits, noise, SamplingConfig())
+    tokens, logprobs, _ = ops.draw(logits, noise, SamplingConfig())
     assert tokens.min() >= 0
     assert tokens.max() < 9
     assert logprobs.isnan().tolist() == [False, False, True, False, False, False]
@@ -158,7 +241,7 @@ def test_frequencies_of_draws_match_the_reported_probabilities() -> None:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(vocab, generator=generator).expand(rows, vocab).contiguous()
     noise = torch.rand(rows, generator=generator, dtype=torch.float64)
-    tokens, logprobs = ops.draw(logits, noise, SamplingConfig(temperature=0.8, top_k=7))
+    tokens, logprobs, _ = ops.draw(logits, noise, SamplingConfig(temperature=0.8, top_k=7))
     counts = np.bincount(tokens.numpy(), minlength=vocab)
     drawn = counts > 0
     assert drawn.sum() == 7
@@ -194,7 +277,9 @@ def test_bfloat16_rounds_products_and_nothing_else() -> None:
     torch.testing.assert_close(
         ops.logits(x, weight), REFERENCE.logits(x, weight), atol=2e-5, rtol=1e-5
     )
-    with pytest.raises(ValueError, match="precision bfloat16 needs backend cpu, got reference"):
+    with pytest.raises(
+        ValueError, match="precision bfloat16 needs backend cpu or flash, got reference"
+    ):
         SamplingConfig(backend="reference", precision="bfloat16")
     with pytest.raises(ValueError, match="backend cpu cannot sample on meta"):
         make_ops(SamplingConfig(precision="bfloat16"), num_rows=1, device=torch.device("meta"))

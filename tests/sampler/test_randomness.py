@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from musicrl.sampler.engine import noise_grid
-from musicrl.sampler.randomness import sample_seed, uniforms
+from musicrl.sampler.randomness import noise_grid, sample_seed, uniforms
 
 MASK = (1 << 64) - 1
 
@@ -64,6 +63,8 @@ def test_noise_grid_is_the_uniform_of_each_cell() -> None:
     for s in range(3):
         for k in range(2):
             assert np.array_equal(grid[s, k], uniforms(seeds, s, k))
+    later = noise_grid(seeds, 1, 2, after=[0, 2])
+    assert np.array_equal(later[0], np.stack([grid[0, :, 0], grid[2, :, 1]], axis=1))
 
 
 def test_uniform_on_the_unit_interval(noise: np.ndarray) -> None:

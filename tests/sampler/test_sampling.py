@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from musicrl.sampler.sampling import SamplingConfig, draw, log_probs
+from musicrl.sampler.sampling import SamplingConfig, draw, guide, log_probs, pack, unpack
 
 INF = float("inf")
 PLAIN = SamplingConfig(temperature=1.0)
@@ -23,8 +23,8 @@ def of(probabilities: list[float]) -> Tensor:
 
 
 def draw_one(logits: Tensor, uniform: float, config: SamplingConfig = PLAIN) -> tuple[int, float]:
-    token, logprob = draw(logits, torch.tensor([uniform], dtype=torch.float64), config)
-    return int(token), float(logprob)
+    drawn = draw(logits, torch.tensor([uniform], dtype=torch.float64), config)
+    return int(drawn.tokens), float(drawn.logprobs)
 
 
 def test_temperature_by_hand() -> None:
@@ -38,6 +38,38 @@ def test_top_k_renormalises_and_keeps_ties() -> None:
     torch.testing.assert_close(got, torch.tensor([[0, 4 / 7, 0, 3 / 7]]))
     tied = log_probs(of([0.25, 0.4, 0.25, 0.1]), config).exp()
     torch.testing.assert_close(tied, torch.tensor([[0.25, 0.4, 0.25, 0]]) / 0.9)
+
+
+def test_a_kept_set_replaces_the_own_cut() -> None:
+    config = SamplingConfig(temperature=1.0, top_k=2)
+    kept = pack(torch.tensor([[True, False, True, False]]))
+    got = log_probs(of([0.1, 0.4, 0.2, 0.3]), config, kept).exp()
+    torch.testing.assert_close(got, torch.tensor([[1 / 3, 0, 2 / 3, 0]]))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_flags_come_back_from_their_bits(flags: list[bool]) -> None:
+    bits = pack(torch.tensor([flags, flags[::-1]]))
+    assert bits.shape == (2, -(-len(flags) // 8))
+    assert unpack(bits, len(flags)).tolist() == [flags, flags[::-1]]
+    packed = np.packbits(np.array(flags), bitorder="little")
+    assert bits[0].tolist() == packed.tolist()
+
+
+def test_guidance_by_hand() -> None:
+    conditioned, null = torch.tensor([1.0, 2.0, -INF]), torch.tensor([0.5, 4.0, -INF])
+    assert guide(conditioned, null, 3.0).tolist() == [2.0, -2.0, -INF]
+    assert guide(conditioned, null, 1.0).tolist() == conditioned.tolist()
+    assert guide(conditioned, null, 0.0).tolist() == null.tolist()
+
+
+def test_gradients_pass_guidance_beside_impossible_tokens() -> None:
+    logits = torch.tensor([1.0, 2.0, -INF], requires_grad=True)
+    guided = guide(logits, torch.tensor([0.5, 4.0, -INF]), 3.0)
+    log_probs(guided, PLAIN)[0].backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[0] == pytest.approx(3 * (1 - 1 / (1 + math.exp(-4))), rel=1e-5)
 
 
 def test_outside_the_vocabulary_stays_impossible_when_top_k_exceeds_it() -> None:

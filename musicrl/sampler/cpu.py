@@ -1,0 +1,136 @@
+"""The CPU backend: products by oneDNN with weights packed once, C kernels for attention and draws.
+
+It adds in the order in which the learner does wherever that is free, so that float32 samples carry
+the learner's log-probabilities to about 1e-6. Knows addresses and layouts, not what they mean.
+"""
+
+from __future__ import annotations
+
+from ctypes import CDLL
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from musicrl.sampler.cache import PagedKV, Rows, Span
+from musicrl.sampler.ops import EPS
+from musicrl.sampler.reference import FEWEST_ROWS, attend_varlen, padded, product
+from musicrl.sampler.sampling import Drawn, Precision, SamplingConfig
+
+LONGEST_SUM = 192
+"""Inputs of a float32 product that oneDNN adds up in the order of torch's own product."""
+
+
+class CpuOps:
+    """oneDNN and C, for weights that do not change."""
+
+    kv_by_head = True
+
+    def __init__(self, library: CDLL, num_rows: int, precision: Precision = "float32") -> None:
+        """`num_rows`: of most calls; others are as right and not as fast."""
+        self._library = library
+        self._num_rows = max(num_rows, FEWEST_ROWS)
+        self.kv_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self._threads = torch.get_num_threads()
+        self._packed: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
+        self._scratch = torch.empty(0, dtype=torch.float64)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._product(x, weight, self.kv_dtype).float()
+
+    def linear_gelu(self, x: Tensor, weight: Tensor) -> Tensor:
+        """In the precision of products: what follows is one."""
+        return self._product(x, weight, self.kv_dtype, after="gelu")
+
+    def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
+        return residual + self._product(x, weight, self.kv_dtype)
+
+    def logits(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._product(x, weight, torch.float32)
+
+    def norm(self, x: Tensor, weight: Tensor, offset: Tensor | None = None) -> Tensor:
+        return F.layer_norm(x, weight.shape, weight, offset, eps=EPS)
+
+    def attend(
+        self, qkv: Tensor, kv: PagedKV, layer: int, rows: Rows, rotation: Tensor | None
+    ) -> Tensor:
+        num_heads = qkv.shape[1] // kv.head_dim - 2 * kv.num_kv_heads
+        return self._attend(qkv, kv, layer, rows, rotation, num_heads, appends=True)
+
+    def attend_cached(self, query: Tensor, kv: PagedKV, layer: int, rows: Rows) -> Tensor:
+        num_heads = query.shape[1] // kv.head_dim
+        return self._attend(query, kv, layer, rows, None, num_heads, appends=False)
+
+    def attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, span: Span) -> Tensor:
+        return attend_varlen(query, key, value, span)
+
+    def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
+        rows, vocab = logits.shape
+        tokens = torch.empty(rows, dtype=torch.int64)
+        logprobs = torch.empty(rows)
+        kept = torch.empty(rows, -(-vocab // 8), dtype=torch.uint8) if config.top_k else None
+        self._library.draw(
+            *(_address(logits), _address(uniform, torch.float64)),
+            *(config.temperature, config.top_k, rows, vocab),
+            self._doubles(2 * vocab),
+            *(_address(tokens, torch.int64), _address(logprobs)),
+            *(None if kept is None else kept.data_ptr(), self._threads),
+        )
+        return Drawn(tokens, logprobs, kept)
+
+    def _attend(
+        self,
+        x: Tensor,
+        kv: PagedKV,
+        layer: int,
+        rows: Rows,
+        rotation: Tensor | None,
+        num_heads: int,
+        *,
+        appends: bool,
+    ) -> Tensor:
+        assert kv.by_head, "the kernel reads caches whose heads lie together"
+        size, width = kv.head_dim, rows.tables.shape[1]
+        out = torch.empty(len(x), num_heads * size)
+        self._library.attend(
+            _address(x),
+            None if rotation is None else _address(rotation),
+            *(_address(part, kv.data.dtype) for part in kv.data[layer]),
+            *(_address(rows.tables, torch.int32), _address(rows.lens, torch.int32)),
+            self._doubles(num_heads * (width * kv.block_size + 2 * size)),
+            _address(out),
+            *(len(x), num_heads, kv.num_kv_heads, size, kv.block_size, width),
+            *(appends, kv.data.dtype == torch.bfloat16, self._threads),
+        )
+        return out
+
+    def _product(
+        self, x: Tensor, weight: Tensor, dtype: torch.dtype, after: str = "none"
+    ) -> Tensor:
+        """x by the packed weight, in `dtype`, then GELU if asked; torch's own without oneDNN, and
+        where the learner would add in another order."""
+        x = x.to(dtype)
+        is_long = dtype == torch.float32 and weight.shape[1] > LONGEST_SUM
+        if is_long or not torch.backends.mkldnn.is_available():
+            y = product(x, weight.to(dtype))
+            return F.gelu(y) if after == "gelu" else y
+        key = weight.data_ptr(), weight.shape, dtype
+        if key not in self._packed:
+            dense = weight.to(dtype).contiguous()
+            self._packed[key] = torch.ops.mkldnn._reorder_linear_weight(dense, self._num_rows)
+        fused = torch.ops.mkldnn._linear_pointwise
+        out: Tensor = fused(padded(x), self._packed[key], None, after, [], "none")
+        return out[: len(x)]
+
+    def _doubles(self, count: int) -> int:
+        """Address of so many float64 for each thread."""
+        if self._scratch.numel() < count * self._threads:
+            self._scratch = torch.empty(count * self._threads, dtype=torch.float64)
+        return self._scratch.data_ptr()
+
+
+def _address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
+    """Of what C reads: dense numbers of one type."""
+    if tensor.dtype != dtype or not tensor.is_contiguous():
+        raise ValueError(f"a kernel needs dense {dtype}, got {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor.data_ptr()
