@@ -90,3 +90,57 @@ class FrameLayout:
     def to_semantic(self, tokens: NDArray[np.int16]) -> NDArray[np.int16]:
         """Grid [B, S, K] to the semantic tokens [B, S]."""
         return np.ascontiguousarray(tokens[:, :, 0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DelayedLayout:
+    """Codebook k written k steps late (MusicGen's delay pattern, Copet et al. 2023, figure 1).
+
+        step        0   1   2   3   4        X: the special token, number `vocab`; never drawn
+        codebook 0  t0  t1  t2  X   X
+        codebook 1  X   t0  t1  t2  X
+        codebook 2  X   X   t0  t1  t2
+
+    T frames of K codebooks take S = T + K - 1 steps.
+    """
+
+    vocab: int
+    num_codebooks: int
+
+    @property
+    def stream_names(self) -> tuple[str, ...]:
+        return tuple(f"codebook{k}" for k in range(self.num_streams))
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """With the special token."""
+        return (self.vocab + 1,) * self.num_codebooks
+
+    @property
+    def num_streams(self) -> int:
+        return self.num_codebooks
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocab + 1
+
+    @property
+    def special(self) -> int:
+        """The token of cells that hold no frame."""
+        return self.vocab
+
+    def interleave(self, codes: NDArray[np.integer]) -> NDArray[np.int16]:
+        """Codes [B, K, T] to the grid [B, S, K]. Raises ValueError for another number of codebooks."""
+        B, K, T = codes.shape
+        if self.num_codebooks != K:
+            raise ValueError(f"codes of {K} codebooks do not fit a layout of {self.num_codebooks}")
+        grid = np.full((B, T + K - 1, K), self.special, dtype=np.int16)
+        for k in range(K):
+            grid[:, k : k + T, k] = codes[:, k]
+        return grid
+
+    def to_codes(self, tokens: NDArray[np.int16]) -> NDArray[np.int16]:
+        """Grid [B, S, K] to the codes [B, K, T] of the frames that all codebooks have."""
+        _, S, K = tokens.shape
+        T = S - K + 1
+        return np.stack([tokens[:, k : k + T, k] for k in range(K)], axis=1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musicrl.layout import FrameLayout
+from musicrl.layout import DelayedLayout, FrameLayout
 
 TINY = FrameLayout(semantic_vocab=256, coarse_vocab=512, coarse_levels=2, codec_frames_per_step=2)
 
@@ -51,3 +51,17 @@ def test_round_trip(data: st.DataObject, B: int, S: int, levels: int, frames: in
 def test_codes_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=f"codes of {shape[1]} levels x {shape[2]} frames"):
         TINY.interleave(np.zeros((1, 2), int), np.zeros(shape, int))
+
+
+def test_codebooks_are_late_by_their_number() -> None:
+    layout = DelayedLayout(vocab=10, num_codebooks=3)
+    codes = np.arange(6).reshape(1, 3, 2)
+    assert layout.interleave(codes)[0].T.tolist() == [
+        [0, 1, 10, 10],
+        [10, 2, 3, 10],
+        [10, 10, 4, 5],
+    ]
+    assert np.array_equal(layout.to_codes(layout.interleave(codes)), codes)
+    assert layout.vocab_sizes == (11, 11, 11)
+    with pytest.raises(ValueError, match="codes of 2 codebooks do not fit a layout of 3"):
+        layout.interleave(codes[:, :2])

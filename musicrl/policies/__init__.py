@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.musiclm import MusicLM
 
-POLICIES: Mapping[str, type[MusicLM]] = {"musiclm": MusicLM}
+POLICIES: Mapping[str, type[MusicLM | DelayedLM]] = {"musiclm": MusicLM, "delayed": DelayedLM}
 """Name of a family to its class; a class has `from_file(path)`."""

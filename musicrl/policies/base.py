@@ -61,8 +61,8 @@ class Policy(Protocol):
         (-1 before the first). Appends to `cache`, where `rows` say."""
         ...
 
-    def emit(self, hidden: Tensor, cache: DecodingCache, draw: Draw) -> Tensor:
-        """Draw the K tokens int64 [B, K] of a step from its hidden state."""
+    def emit(self, hidden: Tensor, rows: Rows, cache: DecodingCache, draw: Draw) -> Tensor:
+        """Draw the K tokens int64 [B, K] of a step from its hidden state [B, D]."""
         ...
 
     def state_dict(self) -> Mapping[str, Tensor]: ...

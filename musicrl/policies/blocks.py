@@ -32,17 +32,26 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 def attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Every position of [B, T, H, D] over itself and the positions before it.
+    """Every position of [B, T, H, D] over itself and the positions before it."""
+    return _attend(query, key, value, is_causal=True)
 
-    In float32 on the CPU sums are float64, as in the sampler: what is rounded to float32 is then the
-    same bits however keys were blocked, and log-probabilities of sampler and learner agree to 1e-6.
-    """
+
+def attend_over(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Every position of [B, T, H, D] over all of keys and values [B, C, Hkv, D]."""
+    return _attend(query, key, value, is_causal=False)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
+    """In float32 on the CPU sums are float64, as in the sampler: what is rounded to float32 is then
+    the same bits however keys were blocked, and log-probabilities of both agree to 1e-6."""
     grouped = query.shape[2] != key.shape[2]
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     dtype = value.dtype
     if dtype == torch.float32 and query.device.type == "cpu":
         query, key, value = query.double(), key.double(), value.double()
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+    mixed = F.scaled_dot_product_attention(
+        query, key, value, is_causal=is_causal, enable_gqa=grouped
+    )
     return mixed.to(dtype).transpose(1, 2)
 
 

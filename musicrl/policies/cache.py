@@ -27,6 +27,8 @@ class DecodingCache:
     """[slots, ...] each: what prefill keeps of every prompt besides keys and values."""
     streams: StreamCache | None = None
     """Of the step under way, where its streams are drawn one after the other."""
+    prompts: PagedKV | None = None
+    """Of the prompts that are attended to beside the steps: a block is a slot."""
 
 
 class StreamCache:

@@ -113,7 +113,7 @@ class MusicLM(nn.Module):
         """Hidden state [B, W] of the next frame from the tokens int64 [B, K] of the previous."""
         return decoding.step(self.trunk, previous, rows, cache)
 
-    def emit(self, hidden: Tensor, cache: DecodingCache, draw: Draw) -> Tensor:
+    def emit(self, hidden: Tensor, rows: Rows, cache: DecodingCache, draw: Draw) -> Tensor:
         """Draw the K tokens of a frame in turn."""
         return decoding.emit(self.trunk, self._heads(), hidden, cache, draw)
 

@@ -27,6 +27,15 @@ class Rows:
     """int32 [B]: positions in use, with the one that the step writes."""
     slots: Tensor
     """int64 [B]: the row's prompt in the contexts."""
+    steps: Tensor | None = None
+    """int64 [B]: number of the step; None for rows that are no steps of a grid."""
+    num_steps: Tensor | None = None
+    """int64 [B]: steps of the row's whole grid."""
+
+    def ahead(self, count: int) -> Rows:
+        """The same rows, so many steps later."""
+        steps = None if self.steps is None else self.steps + count
+        return Rows(self.tables, self.lens + count, self.slots, steps, self.num_steps)
 
 
 @dataclass(frozen=True, slots=True)

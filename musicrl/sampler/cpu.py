@@ -24,6 +24,7 @@ LONGEST_SUM = 192
 class CpuOps:
     """oneDNN and C, for weights that do not change."""
 
+    block_multiple = 1
     kv_by_head = True
 
     def __init__(self, library: CDLL, num_rows: int, precision: Precision = "float32") -> None:
@@ -42,6 +43,10 @@ class CpuOps:
         """In the precision of products: what follows is one."""
         return self._product(x, weight, self.kv_dtype, after="gelu")
 
+    def linear_swiglu(self, x: Tensor, weight: Tensor) -> Tensor:
+        gate, up = self._product(x, weight, self.kv_dtype).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
         return residual + self._product(x, weight, self.kv_dtype)
 
@@ -50,6 +55,9 @@ class CpuOps:
 
     def norm(self, x: Tensor, weight: Tensor, offset: Tensor | None = None) -> Tensor:
         return F.layer_norm(x, weight.shape, weight, offset, eps=EPS)
+
+    def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps=EPS)
 
     def attend(
         self, qkv: Tensor, kv: PagedKV, layer: int, rows: Rows, rotation: Tensor | None

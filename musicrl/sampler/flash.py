@@ -57,6 +57,7 @@ class FlashOps:
     """bfloat16 products and cache; residuals, norms and logits in float32."""
 
     kv_dtype = torch.bfloat16
+    block_multiple = PAGE
     kv_by_head = False
 
     def __init__(self, attention: FlashAttention) -> None:
@@ -82,6 +83,10 @@ class FlashOps:
     def linear_gelu(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.gelu(self._product(x, weight))
 
+    def linear_swiglu(self, x: Tensor, weight: Tensor) -> Tensor:
+        gate, up = self._product(x, weight).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
         return residual + self._product(x, weight)
 
@@ -90,6 +95,9 @@ class FlashOps:
 
     def norm(self, x: Tensor, weight: Tensor, offset: Tensor | None = None) -> Tensor:
         return F.layer_norm(x, weight.shape, weight, offset, eps=EPS)
+
+    def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps=EPS)
 
     def attend(
         self, qkv: Tensor, kv: PagedKV, layer: int, rows: Rows, rotation: Tensor | None

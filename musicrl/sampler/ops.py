@@ -32,6 +32,11 @@ class Ops(Protocol):
         ...
 
     @property
+    def block_multiple(self) -> int:
+        """What the positions of a block must be a multiple of."""
+        ...
+
+    @property
     def kv_by_head(self) -> bool:
         """Whether `PagedKV` has its numbers `by_head`."""
         ...
@@ -44,6 +49,11 @@ class Ops(Protocol):
         """`linear`, then GELU, for the product that follows."""
         ...
 
+    def linear_swiglu(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`linear` to [B, 2 F], then SiLU of the first half times the second, for the product that
+        follows: [B, F]."""
+        ...
+
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
         """`linear`, then + residual [B, O]."""
         ...
@@ -54,6 +64,10 @@ class Ops(Protocol):
 
     def norm(self, x: Tensor, weight: Tensor, offset: Tensor | None = None) -> Tensor:
         """Layer norm of x [B, W]."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [B, W] over the root of its mean square, by weight [W]."""
         ...
 
     def attend(

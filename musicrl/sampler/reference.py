@@ -25,6 +25,7 @@ class ReferenceOps:
     """Plain torch, float32."""
 
     kv_dtype = torch.float32
+    block_multiple = 1
     kv_by_head = False
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -32,6 +33,10 @@ class ReferenceOps:
 
     def linear_gelu(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.gelu(product(x, weight))
+
+    def linear_swiglu(self, x: Tensor, weight: Tensor) -> Tensor:
+        gate, up = product(x, weight).chunk(2, dim=-1)
+        return F.silu(gate) * up
 
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
         return residual + product(x, weight)
@@ -41,6 +46,9 @@ class ReferenceOps:
 
     def norm(self, x: Tensor, weight: Tensor, offset: Tensor | None = None) -> Tensor:
         return F.layer_norm(x, weight.shape, weight, offset, eps=EPS)
+
+    def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, eps=EPS)
 
     def attend(
         self, qkv: Tensor, kv: PagedKV, layer: int, rows: Rows, rotation: Tensor | None

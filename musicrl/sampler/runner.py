@@ -57,10 +57,10 @@ class Runner:
         noise = torch.from_numpy(_noise(sequences, num_steps, streams)).to(self._device)
         tokens, drawn = [], []
         for step in range(num_steps):
-            ahead = Rows(rows.tables, rows.lens + step, rows.slots)
+            ahead = rows.ahead(step)
             hidden = self.policy.step(self._for_branches(previous), ahead, self.cache)
             draw = Draws(self.config, self.cache, noise[step])
-            previous = self.policy.emit(hidden, self.cache, draw)[: len(sequences)]
+            previous = self.policy.emit(hidden, ahead, self.cache, draw)[: len(sequences)]
             tokens.append(previous)
             drawn.append(draw)
         self._hand_out(sequences, torch.stack(tokens), drawn)
@@ -79,6 +79,8 @@ class Runner:
             tables=self._integers(tables).to(torch.int32),
             lens=self._integers(lens).to(torch.int32),
             slots=self._integers([branch.slot for branch, _ in ordered]),
+            steps=self._integers([sequence.step for _, sequence in ordered]),
+            num_steps=self._integers([sequence.num_steps for _, sequence in ordered]),
         )
 
     def _for_branches(self, previous: Tensor) -> Tensor:
