@@ -167,14 +167,14 @@ def load_config(source: str | Path = DEFAULT_PRESET, flags: Sequence[str] = ()) 
 
     Raises FileNotFoundError or ValueError, in one sentence, for whatever does not fit.
     """
-    config = build(TrainConfig, read_settings(source), origin=str(source))
+    config = build(TrainConfig, read_tree(source), origin=str(source))
     if not flags:
         return config
     tree = merge(to_tree(config), read_flags(TrainConfig, flags))
     return build(TrainConfig, tree, origin="command line")
 
 
-def read_settings(source: str | Path, above: Sequence[str] = ()) -> dict[str, Any]:
+def read_tree(source: str | Path, above: Sequence[str] = ()) -> dict[str, Any]:
     """The settings of a preset or of a file, over those of the preset or file that its key
     `extends` names. Raises ValueError when they extend each other (`above` extends this one)."""
     tree = read_yaml(find_settings(source))
@@ -184,7 +184,7 @@ def read_settings(source: str | Path, above: Sequence[str] = ()) -> dict[str, An
     line = (*above, str(source))
     if not isinstance(parent, str) or parent in line:
         raise ValueError(f"{source}: extends is {parent!r}, expected another preset or file")
-    return merge(read_settings(parent, line), tree)
+    return merge(read_tree(parent, line), tree)
 
 
 def find_settings(source: str | Path) -> Path:

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from musicrl.closest import closest
@@ -54,20 +53,21 @@ class QualityStageConfig:
     """Rendered clips that are damaged to learn from."""
     coded_clips: int = 300
     """Rendered clips to learn from as fewer levels of the codec give them back."""
-    prompts: int = 192
+    prompts: int = 320
     """Captions that the policy plays, at several temperatures, to learn from."""
     measured: int = 48
     """Clips, and captions, of the validation split to measure with."""
-    steps: int = 1500
+    steps: int = 4000
     batch_clips: int = 80
     """Clips of a step, at least: whole groups of them are drawn."""
     crop_seconds: tuple[float, float] = (1.3, 4.0)
     """Shortest and longest crop that is learned from: two thirds of the clips of 2 to 6 s that a
     policy of the tiny world plays."""
     learning_rate: float = 2e-3
-    rank_weight: float = 0.5
-    """Of the ranking loss beside the squared error (0: none)."""
-    checkpoint_every: int = 500
+    contrast_weight: float = 1.0
+    """Of the error of differences between clips of one source, beside the error of opinions (0:
+    none). It orders weak damage better; a pairwise logistic loss over all clips did not."""
+    checkpoint_every: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,8 +79,8 @@ class QualityStageConfig:
         shortest, longest = self.crop_seconds
         if not 0.2 <= shortest <= longest:
             raise ValueError(f"crop_seconds must rise from 0.2 s or more, got {self.crop_seconds}")
-        if self.rank_weight < 0:
-            raise ValueError(f"rank_weight must be 0 or more, got {self.rank_weight}")
+        if self.contrast_weight < 0:
+            raise ValueError(f"contrast_weight must be 0 or more, got {self.contrast_weight}")
 
 
 def train_quality(config: QualityStageConfig) -> dict[str, float]:
@@ -96,11 +96,11 @@ def train_quality(config: QualityStageConfig) -> dict[str, float]:
     for step in track(range(first, config.steps), description="training quality"):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
-        mel, labels = _draw(train, groups, model, config, step)
-        predicted = model(mel)
-        losses = {"squared": F.mse_loss(predicted, labels), "ranking": ranking(predicted, labels)}
+        mel, labels, sources = _draw(train, groups, model, config, step)
+        error = model(mel) - labels
+        losses = {"opinion": error.square().mean(), "contrast": contrast(error, sources)}
         optimizer.zero_grad()
-        (losses["squared"] + config.rank_weight * losses["ranking"]).backward()
+        (losses["opinion"] + config.contrast_weight * losses["contrast"]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         for name, loss in losses.items():
@@ -114,14 +114,15 @@ def train_quality(config: QualityStageConfig) -> dict[str, float]:
     return facts
 
 
-def ranking(predicted: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the pairs of different label of -log sigmoid(predicted better - worse), nats.
+def contrast(error: Tensor, sources: Tensor) -> Tensor:
+    """Mean square of errors [B] about the mean of their own source, of sources int64 [B] 0, 1, ...
 
-    The loss of RankNet (Burges et al. 2005); 0 when no two labels differ.
+    What is left when the clips of a source are all too high or too low by the same: the errors of
+    their differences, which alone a policy gradient with a baseline by prompt feels.
     """
-    is_better = labels[:, None] > labels[None]
-    margin = predicted[:, None] - predicted[None]
-    return (F.softplus(-margin) * is_better).sum() / is_better.sum().clamp(min=1)
+    count = sources.bincount()
+    mean = torch.zeros(len(count)).index_add(0, sources, error) / count
+    return (error - mean[sources]).square().mean()
 
 
 @torch.no_grad()
@@ -206,8 +207,9 @@ def _draw(
     model: MosPredictor,
     config: QualityStageConfig,
     step: int,
-) -> tuple[Tensor, Tensor]:
-    """Crops [B, bands, frames] and opinions [B] of some groups, a pure function of seed and step.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Crops [B, bands, frames] of some groups, their opinions [B] and the number of each's group
+    int64 [B], a pure function of seed and step.
 
     The clips of a group are cropped at the same place, so that they differ in quality alone.
     """
@@ -216,14 +218,16 @@ def _draw(
     frames = int(rng.integers(shortest, longest + 1))
     crops: list[Tensor] = []
     chosen: list[int] = []
-    for number in rng.permutation(len(groups)):
+    sources: list[int] = []
+    for source, number in enumerate(rng.permutation(len(groups))):
         if len(chosen) >= config.batch_clips:
             break
         members = groups[number]
         start = int(rng.integers(min(graded.mels[i].shape[1] for i in members) - frames + 1))
         crops += [graded.mels[i][:, start : start + frames] for i in members]
         chosen += members.tolist()
-    return torch.stack(crops).float(), graded.opinions[chosen]
+        sources += [source] * len(members)
+    return torch.stack(crops).float(), graded.opinions[chosen], torch.tensor(sources)
 
 
 def _report(writer: SummaryWriter, facts: Mapping[str, float], step: int) -> None:
