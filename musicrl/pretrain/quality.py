@@ -88,6 +88,7 @@ def train_quality(config: QualityStageConfig) -> dict[str, float]:
     torch.manual_seed(config.seed)
     model = MosPredictor(config.model)
     train, validation = _clips(config, model)
+    check_lengths(train, model, config)
     groups = train.groups()
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.02)
     checkpoint = StageCheckpoint(config.weights / ".quality.resume.safetensors")
@@ -112,6 +113,15 @@ def train_quality(config: QualityStageConfig) -> dict[str, float]:
     model.save(config.weights / QUALITY_FILE, **facts)
     checkpoint.remove()
     return facts
+
+
+def check_lengths(graded: GradedClips, model: MosPredictor, config: QualityStageConfig) -> None:
+    """Raise ValueError unless every clip is as long as the longest crop."""
+    seconds = min(mel.shape[1] for mel in graded.mels) / model.frame_rate
+    if seconds < config.crop_seconds[1]:
+        raise ValueError(
+            f"crop_seconds is {config.crop_seconds}, but a clip lasts only {seconds:.2f} s"
+        )
 
 
 def contrast(error: Tensor, sources: Tensor) -> Tensor:

@@ -197,6 +197,13 @@ def test_what_is_measured_with_was_never_learned_from(tmp_path: Path) -> None:
     assert validation.levels == (6, 5, 4, 3, 2, 1)
 
 
+def test_crops_longer_than_a_clip_are_refused(weights: Path, tiny_world: Path) -> None:
+    """The policy of these tests plays 1.6 s."""
+    few = {"clips": 1, "measured": 1, "coded_clips": 1, "prompts": 1, "crop_seconds": (1.0, 3.0)}
+    with pytest.raises(ValueError, match=r"crop_seconds is \(1.0, 3.0\), but .* only 1\.60 s"):
+        train_quality(settings(tiny_world, weights, **few))
+
+
 def test_the_contrast_loss_by_hand() -> None:
     """Errors 1, 3 and 5, 5, 8: about their means -1, 1 and -1, -1, 2."""
     error, sources = torch.tensor([1.0, 3.0, 5.0, 5.0, 8.0]), torch.tensor([0, 0, 1, 1, 1])
