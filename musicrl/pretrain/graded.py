@@ -116,8 +116,9 @@ def make_graded(
     """The graded clips of a split, a pure function of `config` and the models; `listen` gives the
     log-mel [B, bands, frames] of audio [B, N]. Raises ValueError when the split has too few clips.
     """
-    if max(config.clips, config.coded_clips) > len(data):
-        raise ValueError(f"clips is {config.clips}, but the world holds only {len(data)}")
+    wanted = max(config.clips, config.coded_clips, config.prompts)
+    if wanted > len(data):
+        raise ValueError(f"{wanted} clips are to be graded, but the world holds only {len(data)}")
     sources = chain(
         _damaged(config, data, world), _coded(config, data, world), _played(config, data, world)
     )
@@ -131,22 +132,43 @@ def make_graded(
     return GradedClips(mels=mels, grades=grades)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A clip that damage is done to."""
+
+    audio: Tensor
+    """float32 [1, N]."""
+    codes: Tensor | None
+    """int64 [1, Q, T], where it is what the codec gave back."""
+    base: str
+    kept: float
+    """Share of quality that it has before."""
+
+
 def _damaged(config: GradingConfig, data: WorldData, world: World) -> Iterator[list[Made]]:
     """Each clip undamaged and damaged."""
-    levels, codec = world.policy.config.coarse_levels, world.codec
     for index in range(config.clips):
         rng = np.random.default_rng((config.seed, index))
-        audio, codes = data.audio([index]), None
-        base, kept = REAL, 1.0
-        if index % 2:
-            codes = codec.encode(audio)[:, :levels]
-            audio = codec.decode(codes)
-            base, kept = CODEC, kept_by_codec(levels, all_levels=codec.num_codebooks)
+        source = _source(index, data, world)
+        chosen = _choose(config, rng, is_coded=source.codes is not None)
         yield [
-            (_with_damage(kind, strength, audio, codes, codec, rng), grade)
-            for kind, strength in [(CLEAN, 0.0), *_choose(config, rng, is_coded=bool(index % 2))]
-            for grade in [_grade(f"clip {index}", base, kept, kind, strength)]
+            (
+                _with_damage(source, kind, strength, world.codec, rng),
+                _grade(f"clip {index}", source.base, source.kept, kind, strength),
+            )
+            for kind, strength in [(CLEAN, 0.0), *chosen]
         ]
+
+
+def _source(index: int, data: WorldData, world: World) -> Source:
+    """A rendered clip; every other one from the coarse levels of its codes."""
+    audio, codec = data.audio([index]), world.codec
+    if index % 2 == 0:
+        return Source(audio=audio, codes=None, base=REAL, kept=1.0)
+    levels = world.policy.config.coarse_levels
+    codes = codec.encode(audio)[:, :levels]
+    kept = kept_by_codec(levels, all_levels=codec.num_codebooks)
+    return Source(audio=codec.decode(codes), codes=codes, base=CODEC, kept=kept)
 
 
 def _choose(
@@ -173,23 +195,16 @@ def _grade(group: str, base: str, kept: float, kind: str, strength: float) -> Gr
 
 
 def _with_damage(
-    kind: str,
-    strength: float,
-    audio: Tensor,
-    codes: Tensor | None,
-    codec: SpectralCodec,
-    rng: np.random.Generator,
+    source: Source, kind: str, strength: float, codec: SpectralCodec, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Audio float32 [N] of a clip [1, N] and of its codes, damaged."""
-    clip: NDArray[np.float32] = audio[0].numpy()
+    """Audio float32 [N] of a source, damaged."""
+    if kind == TOKENS:
+        assert source.codes is not None
+        worse = codec.decode(replace_codes(source.codes, strength, codec, rng))
+        return np.asarray(worse[0])
+    clip = np.asarray(source.audio[0])
     if kind == CLEAN:
         return clip
-    if kind == TOKENS:
-        assert codes is not None
-        worse: NDArray[np.float32] = codec.decode(replace_codes(codes, strength, codec, rng))[
-            0
-        ].numpy()
-        return worse
     return degrade(kind, clip, strength=strength, sample_rate=codec.sample_rate, rng=rng)
 
 

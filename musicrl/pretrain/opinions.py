@@ -22,10 +22,11 @@ def measure_opinions(scores: Scores, grades: Sequence[Grade]) -> dict[str, float
     """Figures of scores [clips] of graded clips.
 
     `error`: root mean square distance to the label. For each kind, and as a mean over them:
-    `spearman`, the rank correlation of score and label (mean over the bases); `pairs`, how often the
-    less damaged one of two clips of a source scores higher (ties count half); `auc`, how often an
-    undamaged clip of the same base scores above a damaged one. `mos` and `sd`: mean and deviation of
-    the scores of undamaged clips, of each number of codec levels and of each temperature.
+    `spearman`, the rank correlation of score and label (mean over the bases); `pairs`, how often
+    the less damaged one of two clips of a source scores higher (ties count half); `auc`, how often
+    an undamaged clip of the same base scores above a damaged one. `mos` and `sd`: mean and
+    deviation of the scores of undamaged clips, of each number of codec levels and of each
+    temperature.
     """
     labels = np.array([grade.opinion for grade in grades])
     facts = {"error": float(np.sqrt(np.square(scores - labels).mean()))}

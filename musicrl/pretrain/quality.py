@@ -1,8 +1,8 @@
 """The quality stage: the predictor of opinions learns to order clips by how much was done to them.
 
 In the shipped world its labels are those of `degradations.py`; ratings of people replace them where
-a file of them is given. Kinds of damage that are held out, and other strengths of the rest, are what
-it is measured with, on clips of other tunes.
+a file of them is given. It is measured with kinds of damage that are held out and with other
+strengths of the rest, on clips of other tunes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class QualityStageConfig:
 
 
 def train_quality(config: QualityStageConfig) -> dict[str, float]:
-    """Train and write the predictor; resumes from its last checkpoint; returns validation figures."""
+    """Train and write a predictor; resumes from its last checkpoint; returns validation figures."""
     torch.manual_seed(config.seed)
     model = MosPredictor(config.model)
     train, validation = _clips(config, model)

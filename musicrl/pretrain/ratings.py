@@ -1,9 +1,9 @@
 """Real ratings: audio and what people said of it, in place of graded degradations.
 
-One Parquet file with a column `audio` (the path of an audio file, from the Parquet file's folder, or
-its bytes) and a column `score` from 1 to 5; several rows may rate one clip. A column `split` with
-`train` and `validation` divides them; without it every tenth row validates. What does not fit is
-refused with the file, the row and the column.
+One Parquet file with a column `audio` (the path of an audio file, from the Parquet file's folder,
+or its bytes) and a column `score` from 1 to 5; several rows may rate one clip. A column `split`
+with `train` and `validation` divides them; without it every tenth row validates. What does not fit
+is refused with the file, the row and the column.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class MosPredictor(nn.Module):
 
     @classmethod
     def from_file(cls, path: Path) -> MosPredictor:
-        """The predictor of a file. Raises FileNotFoundError or ValueError naming file and tensor."""
+        """A file's predictor. Raises FileNotFoundError or ValueError naming file and tensor."""
         tensors, config = load_tensors(path, kind=KIND)
         model = cls(MosConfig(**config["mos"]))
         load_into(model, tensors, origin=path)

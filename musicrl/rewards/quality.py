@@ -1,7 +1,7 @@
 """Acoustic quality: a predicted mean opinion score of the sound alone (paper sections 3.3, 4.2).
 
-The raw score is the opinion, 1..5; the mix takes it as (q - 1) / 4. The first and the last window of
-a clip are scored and the scores averaged. Prompts are not read: what a clip plays is not judged,
+The raw score is the opinion, 1..5; the mix takes it as (q - 1) / 4. The first and the last window
+of a clip are scored and the scores averaged. Prompts are not read: what a clip plays is not judged,
 only how it sounds.
 """
 
