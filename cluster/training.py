@@ -17,6 +17,7 @@ from cluster.supervise import Pending
 from musicrl.config import TrainConfig
 from musicrl.evaluation.judges import load_judges
 from musicrl.journal import Journal
+from musicrl.rewards.mix import make_mix
 from musicrl.run import Run, heldout_chunks, training_prompts
 from musicrl.stop import StopRequest
 from musicrl.types import Prompt
@@ -78,6 +79,7 @@ def preflight(config: TrainConfig) -> tuple[tuple[Prompt, ...], tuple[str, ...]]
         raise ValueError(f"cluster.scorer_gpus {gpus:g}: rewards run on the CPU")
     world = World.load(config.model.weights, config.model.policy)
     world.steps_of(config.rollout.clip_seconds)
+    make_mix(config.reward, world)
     load_judges(config.model.weights)
     heldout_chunks(config)
     return training_prompts(config), world.layout.stream_names

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.check import check_settings
@@ -165,12 +166,24 @@ def load_config(source: str | Path = DEFAULT_PRESET, flags: Sequence[str] = ()) 
 
     Raises FileNotFoundError or ValueError, in one sentence, for whatever does not fit.
     """
-    path = find_settings(source)
-    config = build(TrainConfig, read_yaml(path), origin=str(source))
+    config = build(TrainConfig, read_tree(source), origin=str(source))
     if not flags:
         return config
     tree = merge(to_tree(config), read_flags(TrainConfig, flags))
     return build(TrainConfig, tree, origin="command line")
+
+
+def read_tree(source: str | Path, above: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of a preset or of a file, over those of the preset or file that its key
+    `extends` names. Raises ValueError when they extend each other (`above` extends this one)."""
+    tree = read_yaml(find_settings(source))
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    line = (*above, str(source))
+    if not isinstance(parent, str) or parent in line:
+        raise ValueError(f"{source}: extends is {parent!r}, expected another preset or file")
+    return merge(read_tree(parent, line), tree)
 
 
 def find_settings(source: str | Path) -> Path:

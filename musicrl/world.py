@@ -33,6 +33,8 @@ class World:
     policy: MusicLM
     codec: SpectralCodec
     embedder: MuLan
+    folder: Path = SHIPPED
+    """Where they were found, and where rewards find files of their own."""
 
     @classmethod
     def load(cls, folder: Path | None = None, policy: Path | None = None) -> World:
@@ -47,6 +49,7 @@ class World:
             policy=MusicLM.from_file(find_policy(folder, policy)),
             codec=SpectralCodec.from_file(folder / "codec.safetensors"),
             embedder=MuLan.from_file(folder / "embedder.safetensors"),
+            folder=folder,
         )
         world.check()
         return world

@@ -103,6 +103,27 @@ def test_an_unknown_preset_names_the_nearest() -> None:
     assert find_settings("own/tinny") == Path("own/tinny")
 
 
+def test_a_preset_may_extend_another() -> None:
+    tiny, quality = load_config("tiny"), load_config("musicrl-quality")
+    assert quality.reward.weights == {"text": 0.0, "quality": 1.0}
+    assert replace(quality, out=tiny.out, reward=tiny.reward) == tiny
+
+
+def test_what_extends_itself_or_nothing_is_refused(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    a.write_text(f"extends: {b}\n")
+    b.write_text(f"seed: 4\nextends: {a}\n")
+    with pytest.raises(ValueError, match=r".") as caught:
+        load_config(a)
+    assert str(caught.value) == f"{b}: extends is '{a}', expected another preset or file"
+    a.write_text("extends: 3\n")
+    with pytest.raises(ValueError, match="extends is 3, expected another"):
+        load_config(a)
+    a.write_text("extends: tinny\n")
+    with pytest.raises(ValueError, match=r"no preset 'tinny' \(nearest: tiny\)"):
+        load_config(a)
+
+
 def test_derived_numbers_by_hand() -> None:
     config = load_config("tiny", ["--iterations", "10"])
     rollout = RolloutConfig(prompts_per_step=6, samples_per_prompt=4, prompts_per_chunk=3)

@@ -22,7 +22,7 @@ def world() -> World:
 
 def test_shipped_weights_are_small_and_each_is_in_the_card() -> None:
     files = sorted(SHIPPED.glob("*.safetensors"))
-    models = {"policy", "policy-noisy", "codec", "embedder", "semantic", "judge"}
+    models = {"policy", "policy-noisy", "codec", "embedder", "semantic", "judge", "quality"}
     assert {f.stem for f in files} == models
     assert sum(f.stat().st_size for f in files) < 30 * MEGABYTE
     card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")

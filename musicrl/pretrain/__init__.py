@@ -15,6 +15,7 @@ from musicrl.pretrain.corpus import CorpusConfig, build_corpus
 from musicrl.pretrain.embedder import EmbedderStageConfig, JudgeStageConfig, train_embedder
 from musicrl.pretrain.policy import PolicyStageConfig, train_policy
 from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
+from musicrl.pretrain.quality import QualityStageConfig, train_quality
 from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
 from musicrl.pretrain.world import WorldConfig, build_world
 
@@ -28,5 +29,6 @@ STAGES: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, float]]]] = {
     "calibration": (CalibrationStageConfig, calibrate_tagger),
     "semantic": (SemanticStageConfig, fit_semantic),
     "policy": (PolicyStageConfig, train_policy),
+    "quality": (QualityStageConfig, train_quality),
 }
 """Stage name to (configuration, function). `corpus` is needed only to rebuild the note table."""

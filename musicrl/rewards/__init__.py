@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import RewardConfig, RewardMix, make_mix
+from musicrl.rewards.quality import Quality
 from musicrl.rewards.table import REWARDS, make_reward
 from musicrl.rewards.text import TextAdherence
 
 __all__ = [
     "REWARDS",
+    "Quality",
     "Reward",
     "RewardConfig",
     "RewardMix",

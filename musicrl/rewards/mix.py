@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from musicrl.closest import closest
 from musicrl.rewards.base import Reward
-from musicrl.rewards.table import RewardWorld, check_reward_name, make_reward
+from musicrl.rewards.table import RANGES, RewardWorld, check_reward_name, make_reward
 from musicrl.types import Clips, Prompt, RewardBatch
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ class RewardConfig:
     """Weight of each reward, by name or by `package.module:Class`. A weight of 0 is reported, not
     optimised."""
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """(lowest, highest) raw value of a reward that enters the mix as 0..1, as the paper's quality
-    from 1..5. A reward without a range enters raw, as the paper's text adherence."""
+    """(lowest, highest) raw value of a reward that enters the mix as 0..1; quality has (1, 5), as
+    the paper's. A reward without a range enters raw, as the paper's text adherence."""
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -85,7 +85,7 @@ class RewardMix:
 def make_mix(config: RewardConfig, world: RewardWorld) -> RewardMix:
     """The mix that `config` describes, its rewards made for `world`."""
     rewards = {name: make_reward(name, world) for name in config.weights}
-    return RewardMix(rewards, config.weights, config.ranges)
+    return RewardMix(rewards, config.weights, {**RANGES, **config.ranges})
 
 
 def failures(batch: RewardBatch) -> dict[str, int]:

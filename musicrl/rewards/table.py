@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
 from musicrl.closest import closest
 from musicrl.embedders.base import JointEmbedder
 from musicrl.rewards.base import Reward
+from musicrl.rewards.quality import QUALITY_RANGE, load_quality
 from musicrl.rewards.text import TextAdherence
 
 
@@ -23,6 +25,11 @@ class RewardWorld(Protocol):
     @property
     def embedder(self) -> JointEmbedder: ...
 
+    @property
+    def folder(self) -> Path:
+        """Where a reward finds a file of its own; it is read when the reward is asked for."""
+        ...
+
 
 RewardFactory = Callable[[RewardWorld], Reward]
 
@@ -31,7 +38,13 @@ def _text(world: RewardWorld) -> Reward:
     return TextAdherence(world.embedder)
 
 
-REWARDS: Mapping[str, RewardFactory] = MappingProxyType({"text": _text})
+def _quality(world: RewardWorld) -> Reward:
+    return load_quality(world.folder)
+
+
+REWARDS: Mapping[str, RewardFactory] = MappingProxyType({"text": _text, "quality": _quality})
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"quality": QUALITY_RANGE})
+"""(lowest, highest) raw value of a reward that enters the mix as 0..1 unless told otherwise."""
 
 
 def check_reward_name(name: str) -> None:

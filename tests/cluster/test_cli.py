@@ -16,7 +16,10 @@ from musicrl.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
 NO_POLICY = "no policy at no/run: neither a file, nor a checkpoint, nor a run"
-PRETRAIN = "pretrain needs a stage: corpus, world, prompts, codec, embedder, judge, calibration, semantic, policy"
+PRETRAIN = (
+    "pretrain needs a stage: corpus, world, prompts, codec, embedder, judge, calibration, "
+    "semantic, policy, quality"
+)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:

@@ -73,6 +73,11 @@ def test_preflight_reads_the_world(configure: Configure) -> None:
     assert streams == ("semantic", "coarse1.0", "coarse2.0", "coarse3.0", "coarse4.0")
 
 
+def test_preflight_names_what_a_reward_lacks(configure: Configure) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no quality\.safetensors in .*pretrain quality"):
+        preflight(configure(reward={"weights": {"quality": 1.0}}))
+
+
 @pytest.mark.parametrize("name", ["policy", "codec", "embedder", "judge"])
 def test_preflight_names_the_missing_file(
     configure: Configure, tiny_world: Path, tmp_path: Path, name: str
