@@ -1,50 +1,49 @@
-"""How fast the sampler is, beside the machine's own limit: milliseconds a step, by batch and engine.
+"""How fast the sampler is, beside the machine's own limit and beside transformers' `generate`.
 
-Engines take turns, so that whatever else the machine does falls on all of them; a figure is the
-median over turns. The limit is what the step's matrix products take at the fastest rate that this
-machine reaches in their precision, plus reading the weights and the cached keys and values once at
-its memory's rate, not overlapped: both rates are measured in the same run.
+Every engine runs in a process of its own; they take turns, so that whatever else the machine does
+falls on all of them, and a figure is the median over turns. The limit is what a step's products take
+at the fastest rate that this machine reaches in their precision, plus reading the weights and the
+cached keys and values once at its memory's rate, not overlapped: both rates are measured in the same
+run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
+import platform
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from ctypes.util import find_library
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from time import perf_counter
+from typing import Any, Self
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 from torch.nn import functional as F
 
-from musicrl.policies.base import Policy
+from cluster.sampler_subject import GUIDANCE, MUSICGEN_FRAME_RATE, EngineName, Shape, Subject
 from musicrl.run import versions, write_text
 from musicrl.sampler.cost import StepCost, step_cost
-from musicrl.sampler.engine import Engine
-from musicrl.sampler.sampling import Precision, SamplingConfig
+from musicrl.sampler.sampling import Precision
 from musicrl.solo import threads
 from musicrl.world import World
 
-TEXT = "a slow fiddle tune on the flute"
 MEMORY_FLOATS = 2**26
 PRODUCTS = ((384, 1024), (768, 3072), (1024, 1024))
 """Inputs and outputs of the products, of `PRODUCT_ROWS` rows, that the machine's rate is taken of."""
 PRODUCT_ROWS = 128
-Engines = Literal["reference", "cpu", "cpu-bfloat16"]
-ENGINES: Mapping[Engines, SamplingConfig] = {
-    "reference": SamplingConfig(backend="reference"),
-    "cpu": SamplingConfig(backend="cpu"),
-    "cpu-bfloat16": SamplingConfig(backend="cpu", precision="bfloat16"),
-}
+SUBJECT_MODULE = "cluster.sampler_subject"
+TCMALLOC = ("tcmalloc_minimal", "tcmalloc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +52,21 @@ class SamplerBenchConfig:
 
     weights: Path | None = None
     """Folder of a world (none: the shipped tiny one)."""
+    shapes: tuple[Shape, ...] = ("world",)
+    """What samples: the world's policy, Llama-like decoders of some size, MusicGen's form."""
     batches: tuple[int, ...] = (1, 16, 64, 128)
-    """Samples at once, all of one prompt."""
-    engines: tuple[Engines, ...] = tuple(ENGINES)
-    """Ratios are to the first."""
+    """Samples at once."""
+    engines: tuple[EngineName, ...] = ("reference", "musicrl")
+    """Ratios are to the first. "hf" is transformers' generate, "hf-tcmalloc" the same under tcmalloc
+    (neither for the world: transformers has no such policy)."""
+    dtypes: tuple[Precision, ...] = ("float32", "bfloat16")
     turns: int = 5
     threads: int = 0
     """CPU threads (0: torch's own choice)."""
     seconds: float | None = None
-    """Length of the clips (none: whole ones)."""
+    """Length of the clips of shape "world" (none: whole ones)."""
+    steps: int = 500
+    """Steps of the clips of other shapes."""
     json: Path | None = None
     """File that receives the figures."""
 
@@ -70,10 +75,21 @@ class SamplerBenchConfig:
             raise ValueError(f"turns must be 1 or more, got {self.turns}")
         if self.threads < 0:
             raise ValueError(f"threads must be 0 or more, got {self.threads}")
+        if not 1 <= self.steps <= 1024:
+            raise ValueError(f"steps must be 1 to 1024, got {self.steps}")
         if not self.batches or min(self.batches) < 1:
             raise ValueError(f"batches must be 1 or more, and at least one, got {self.batches}")
-        if not self.engines:
-            raise ValueError("engines must name at least one")
+        named = {"engines": self.engines, "shapes": self.shapes, "dtypes": self.dtypes}
+        for name, values in named.items():
+            if not values:
+                raise ValueError(f"{name} must name at least one")
+        peers = [engine for engine in self.engines if engine.startswith("hf")]
+        if peers and find_spec("transformers") is None:
+            raise ValueError(f"engine {peers[0]} needs transformers (pip install 'musicrl[bench]')")
+        if "hf-tcmalloc" in self.engines and tcmalloc() is None:
+            raise ValueError(
+                "engine hf-tcmalloc needs the library tcmalloc, which is not installed"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +107,21 @@ class Row:
 
 
 def bench_sampler(config: SamplerBenchConfig, console: Console | None = None) -> dict[str, Any]:
-    """Time every batch on every engine, print a table and write the JSON file if asked; what it
-    holds."""
-    subject = Subject.of_world(config.weights, config.seconds)
+    """Time every batch of every shape on every engine, print a table and write the JSON file if
+    asked; what it holds."""
     count = config.threads or torch.get_num_threads()
     with threads(count):
         rates = Rates.measure(config.turns)
-        rows = [
-            row
-            for batch in track(config.batches, description="sampling", console=console)
-            for row in _time_batch(subject, batch, config, rates)
-        ]
+    cells = [(shape, batch) for shape in config.shapes for batch in config.batches]
+    rows = [
+        row
+        for shape, batch in track(cells, description="sampling", console=console)
+        for row in _time_cell(shape, batch, count, config, rates)
+    ]
     report = {
         "rows": [asdict(row) for row in rows],
         "machine": {
+            "processor": _processor(),
             "cores": os.cpu_count(),
             "threads": count,
             "gflops": {name: rate / 1e9 for name, rate in rates.products.items()},
@@ -118,61 +135,114 @@ def bench_sampler(config: SamplerBenchConfig, console: Console | None = None) ->
     return report
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """A policy to time."""
-
-    shape: str
-    policy: Policy
-    conditions: Tensor
-    """int64 [1, C]."""
-    steps: int
-    step_seconds: float
-
-    @classmethod
-    def of_world(cls, folder: Path | None, seconds: float | None) -> Subject:
-        """The policy of a world, on clips of so many seconds (none: whole ones)."""
-        world = World.load(folder)
-        count = sum(p.numel() for p in world.policy.parameters())
-        return cls(
-            shape=f"{count / 1e6:.1f}M",
-            policy=world.policy.eval(),
-            conditions=world.conditioner([TEXT]),
-            steps=world.steps_of(seconds),
-            step_seconds=world.step_seconds,
-        )
-
-
-def _time_batch(
-    subject: Subject, batch: int, config: SamplerBenchConfig, rates: Rates
+def _time_cell(
+    shape: Shape, batch: int, count: int, config: SamplerBenchConfig, rates: Rates
 ) -> list[Row]:
-    seeds, steps = np.arange(batch, dtype=np.uint64), subject.steps
-    engines = {name: Engine(subject.policy, ENGINES[name]) for name in config.engines}
-    seconds: dict[Engines, list[float]] = {name: [] for name in engines}
-    for turn in range(config.turns + 1):
-        for name, engine in engines.items():
-            started = time.perf_counter()
-            engine.generate(
-                subject.conditions, samples_per_prompt=batch, seeds=seeds, num_steps=steps
-            )
-            if turn > 0:  # the first warms up
-                seconds[name].append(time.perf_counter() - started)
+    world = World.load(config.weights) if shape == "world" else None
+    steps = config.steps if world is None else world.steps_of(config.seconds)
+    subjects = [
+        Subject(
+            shape=shape,
+            engine=engine,
+            dtype=dtype,
+            batch=batch,
+            threads=count,
+            steps=steps,
+            weights=None if config.weights is None else str(config.weights),
+        )
+        for dtype in config.dtypes
+        for engine in config.engines
+        if (engine, dtype) != ("reference", "bfloat16")
+        if not (shape == "world" and engine.startswith("hf"))
+    ]
+    seconds = _take_turns(subjects, config.turns)
+    policy = subjects[0].policy()
     cost = step_cost(
-        subject.policy, num_conditions=subject.conditions.shape[1], batch=batch, steps=steps
+        policy,
+        num_conditions=subjects[0].conditions().shape[1],
+        batch=batch,
+        steps=steps,
+        guidance=GUIDANCE.get(shape, 1.0),
     )
+    parameters = sum(tensor.numel() for tensor in policy.state_dict().values())
+    name = f"{parameters / 1e6:.1f}M" if world else shape
+    step_seconds = world.step_seconds if world else 1 / MUSICGEN_FRAME_RATE
     return [
         Row(
-            shape=subject.shape,
+            shape=name,
             batch=batch,
-            dtype=ENGINES[name].precision,
-            engine=name,
-            ms_per_step=1e3 * median(taken) / steps,
-            tokens_per_s=batch * steps * subject.policy.layout.num_streams / median(taken),
-            clip_seconds_per_s=batch * steps * subject.step_seconds / median(taken),
-            roofline_ms=1e3 * rates.seconds(cost, ENGINES[name].precision),
+            dtype=subject.dtype,
+            engine=subject.engine,
+            ms_per_step=1e3 * taken / steps,
+            tokens_per_s=batch * steps * policy.layout.num_streams / taken,
+            clip_seconds_per_s=batch * steps * step_seconds / taken,
+            roofline_ms=1e3 * rates.seconds(cost, subject.dtype),
         )
-        for name, taken in seconds.items()
+        for subject, taken in zip(subjects, seconds, strict=True)
     ]
+
+
+def _take_turns(subjects: Sequence[Subject], turns: int) -> list[float]:
+    """Median seconds of each subject."""
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(subject)) for subject in subjects]
+        for worker in workers:  # the first warms up
+            worker.generate()
+        seconds = [[worker.generate() for worker in workers] for _ in range(turns)]
+    return [median(column) for column in zip(*seconds, strict=True)]
+
+
+class Worker:
+    """A process that generates when asked to."""
+
+    def __init__(self, subject: Subject) -> None:
+        environment = dict(os.environ)
+        if subject.engine == "hf-tcmalloc":
+            environment["LD_PRELOAD"] = str(tcmalloc())
+        self.subject = subject
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", SUBJECT_MODULE, subject.to_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def generate(self) -> float:
+        """Seconds of one generation. Raises RuntimeError when the process has failed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+            return float(self._process.stdout.readline())
+        except (ValueError, BrokenPipeError) as fault:
+            said = self._process.communicate()[1].strip().splitlines()
+            last = said[-1] if said else "it said nothing"
+            raise RuntimeError(f"engine {self.subject.engine} failed: {last}") from fault
+
+
+def tcmalloc() -> str | None:
+    """The file name of the library, if it is installed."""
+    return next(filter(None, map(find_library, TCMALLOC)), None)
+
+
+def _processor() -> str:
+    """The name of the machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +276,14 @@ def product_rate(turns: int, precision: Precision) -> float:
     for inputs, outputs in PRODUCTS:
         x = torch.randn(PRODUCT_ROWS, inputs, dtype=dtype)
         weight = torch.randn(outputs, inputs, dtype=dtype)
-        taken = _fastest(turns, partial(F.linear, x, weight))
-        best = max(best, 2 * PRODUCT_ROWS * inputs * outputs / taken)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, PRODUCT_ROWS)
+        fused = torch.ops.mkldnn._linear_pointwise
+        for work in (
+            partial(F.linear, x, weight),
+            partial(fused, x, packed, None, "none", [], "none"),
+        ):
+            taken = _fastest(turns, work)
+            best = max(best, 2 * PRODUCT_ROWS * inputs * outputs / taken)
     return best
 
 
@@ -215,31 +291,38 @@ def _fastest(turns: int, work: Callable[[], object], *, repeats: int = 50) -> fl
     """Seconds of one call, of the fastest turn."""
     seconds = []
     for _ in range(turns + 1):
-        started = time.perf_counter()
+        started = perf_counter()
         for _ in range(repeats):
             work()
-        seconds.append((time.perf_counter() - started) / repeats)
+        seconds.append((perf_counter() - started) / repeats)
     return min(seconds)
 
 
 def to_table(rows: Sequence[Row], rates: Rates) -> Table:
-    """A line for each row; speed is relative to the first engine of the same batch."""
+    """A line for each row; speed is relative to the first engine of the same shape and batch, in
+    the same precision if that engine has it."""
     products = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.products.items())
     title = f"sampler (GFLOP/s: {products}; {rates.memory / 1e9:.0f} GB/s)"
-    table = Table("shape", "engine", title=title)
+    table = Table("shape", "engine", "dtype", title=title)
     for name in ("batch", "ms a step", "tokens/s", "clip s/s", "limit", "of the limit", "speed"):
         table.add_column(name, justify="right")
     for row in rows:
-        first = next(other for other in rows if other.batch == row.batch)
         table.add_row(
             row.shape,
             row.engine,
+            row.dtype,
             str(row.batch),
             f"{row.ms_per_step:.2f}",
             f"{row.tokens_per_s:,.0f}",
             f"{row.clip_seconds_per_s:.1f}",
             f"{row.roofline_ms:.2f}",
             f"{row.roofline_ms / row.ms_per_step:.0%}",
-            f"{first.ms_per_step / row.ms_per_step:.2f}x",
+            f"{_baseline(row, rows).ms_per_step / row.ms_per_step:.2f}x",
         )
     return table
+
+
+def _baseline(row: Row, rows: Sequence[Row]) -> Row:
+    same = [other for other in rows if (other.shape, other.batch) == (row.shape, row.batch)]
+    alike = [other for other in same if other.engine == same[0].engine]
+    return next((other for other in alike if other.dtype == row.dtype), same[0])

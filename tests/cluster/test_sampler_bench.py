@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.sampler_bench import SamplerBenchConfig, bench_sampler
+from cluster.sampler_bench import (
+    Rates,
+    Row,
+    SamplerBenchConfig,
+    Worker,
+    bench_sampler,
+    to_table,
+)
+from cluster.sampler_subject import Subject
 from musicrl.sampler.cost import step_cost
 from musicrl.world import World
 
@@ -25,17 +33,53 @@ def test_engines_stand_beside_the_limit(tiny_world: Path, tmp_path: Path) -> Non
     )
     assert report == json.loads((tmp_path / "bench.json").read_text())
     rows = report["rows"]
-    engines = ("reference", "cpu", "cpu-bfloat16")
-    kinds = [(batch, engine) for batch in (1, 3) for engine in engines]
-    assert [(row["batch"], row["engine"]) for row in rows] == kinds
+    engines = [("reference", "float32"), ("musicrl", "float32"), ("musicrl", "bfloat16")]
+    kinds = [(batch, *engine) for batch in (1, 3) for engine in engines]
+    assert [(row["batch"], row["engine"], row["dtype"]) for row in rows] == kinds
     for row in rows:
         assert row["ms_per_step"] > 0
         assert row["roofline_ms"] > 0
         per_step = row["batch"] * 5 / (row["ms_per_step"] / 1e3)
         assert row["tokens_per_s"] == pytest.approx(per_step)
     assert rows[3]["roofline_ms"] > rows[0]["roofline_ms"]
+    assert rows[1]["roofline_ms"] > rows[2]["roofline_ms"]
     assert report["machine"]["gflops"].keys() == {"float32", "bfloat16"}
     assert "of the limit" in shown.getvalue()
+
+
+def test_an_engine_that_fails_is_named() -> None:
+    subject = Subject(
+        shape="12M", engine="musicrl", dtype="float32", batch=1, threads=1, steps=5000
+    )
+    with (
+        Worker(subject) as worker,
+        pytest.raises(RuntimeError, match=r"engine musicrl failed: .*num_steps must be 1 to 1024"),
+    ):
+        worker.generate()
+
+
+def test_speed_is_relative_to_the_first_engine_of_the_same_precision() -> None:
+    def row(engine: str, dtype: str, ms: float) -> Row:
+        return Row(
+            shape="12M",
+            batch=2,
+            dtype=dtype,
+            engine=engine,
+            ms_per_step=ms,
+            tokens_per_s=1.0,
+            clip_seconds_per_s=1.0,
+            roofline_ms=1.0,
+        )
+
+    rows = [
+        row("hf", "float32", 8.0),
+        row("musicrl", "float32", 4.0),
+        row("hf", "bfloat16", 6.0),
+        row("musicrl", "bfloat16", 1.0),
+    ]
+    rates = Rates(products={"float32": 1e9, "bfloat16": 2e9}, memory=1e9)
+    speeds = list(to_table(rows, rates).columns[-1].cells)
+    assert speeds == ["1.00x", "2.00x", "1.00x", "6.00x"]
 
 
 def test_the_cost_of_a_step_grows_with_its_rows(tiny_world: Path) -> None:
@@ -56,6 +100,8 @@ def test_the_cost_of_a_step_grows_with_its_rows(tiny_world: Path) -> None:
         ({"batches": ()}, "batches"),
         ({"batches": (4, 0)}, "batches"),
         ({"engines": ()}, "engines"),
+        ({"shapes": ()}, "shapes"),
+        ({"steps": 2000}, "steps"),
     ],
 )
 def test_impossible_benchmarks_are_refused(settings: dict[str, int], named: str) -> None:
