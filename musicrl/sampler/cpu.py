@@ -57,7 +57,13 @@ class CpuOps:
         return F.layer_norm(x, weight.shape, weight, offset, eps=EPS)
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, eps=EPS)
+        out = torch.empty_like(x)
+        rows, width = x.shape
+        self._library.rms_norm(
+            *(_address(x), _address(weight.detach()), EPS, rows, width),
+            *(_address(out), self._threads),
+        )
+        return out
 
     def attend(
         self, qkv: Tensor, kv: PagedKV, layer: int, rows: Rows, rotation: Tensor | None
@@ -116,9 +122,10 @@ class CpuOps:
         self, x: Tensor, weight: Tensor, dtype: torch.dtype, after: str = "none"
     ) -> Tensor:
         """x by the packed weight, in `dtype`, then GELU if asked; torch's own without oneDNN, and
-        where the learner would add in another order."""
+        where float32 samples would be added up in another order than the learner's."""
         x = x.to(dtype)
-        is_long = dtype == torch.float32 and weight.shape[1] > LONGEST_SUM
+        is_exact = self.kv_dtype == torch.float32
+        is_long = is_exact and weight.shape[1] > LONGEST_SUM
         if is_long or not torch.backends.mkldnn.is_available():
             y = product(x, weight.to(dtype))
             return F.gelu(y) if after == "gelu" else y
@@ -127,7 +134,8 @@ class CpuOps:
             dense = weight.to(dtype).contiguous()
             self._packed[key] = torch.ops.mkldnn._reorder_linear_weight(dense, self._num_rows)
         fused = torch.ops.mkldnn._linear_pointwise
-        out: Tensor = fused(padded(x), self._packed[key], None, after, [], "none")
+        rows = padded(x) if is_exact else x
+        out: Tensor = fused(rows, self._packed[key], None, after, [], "none")
         return out[: len(x)]
 
     def _doubles(self, count: int) -> int:

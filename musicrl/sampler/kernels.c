@@ -312,6 +312,23 @@ void attend(const float *x, const float *rotation, void *keys, void *values, con
     }
 }
 
+/* Rows over the root of their mean square, by weight: x, out [rows, width]. */
+void rms_norm(const float *x, const float *weight, float epsilon, int rows, int width, float *out,
+              int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 16)
+    for (int b = 0; b < rows; b++) {
+        const float *row = x + (size_t)b * width;
+        double squares = 0.0;
+#pragma omp simd reduction(+ : squares)
+        for (int i = 0; i < width; i++)
+            squares += (double)row[i] * row[i];
+        float scale = (float)(1.0 / sqrt(squares / width + epsilon));
+        for (int i = 0; i < width; i++)
+            out[(size_t)b * width + i] = row[i] * scale * weight[i];
+    }
+}
+
 /* Whole numbers in the order of the floats, 0 and -0 alike. */
 static inline uint32_t ordered(float x)
 {

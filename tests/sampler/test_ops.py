@@ -90,6 +90,14 @@ def copy_of(cache: PagedKV, *, by_head: bool) -> PagedKV:
     return copy
 
 
+@pytest.mark.parametrize(("rows", "width"), [(1, 7), (6, 48), (40, 192)])
+def test_root_mean_square_norms_agree(ops: CpuOps, rows: int, width: int) -> None:
+    torch.manual_seed(width)
+    x, weight = 3 * torch.randn(rows, width) + 5, torch.randn(width)
+    got, wanted = ops.rms_norm(x, weight), REFERENCE.rms_norm(x, weight)
+    torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rotated", [True, False])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 6), (4, 2, 48), (3, 1, 10)])
