@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from musicrl.algorithms.base import Algorithm, Batch, LossOut
 from musicrl.algorithms.collate import collate, reward_metrics
 from musicrl.algorithms.functions import token_logprobs
-from musicrl.algorithms.report import advantage_metrics, policy_metrics
+from musicrl.algorithms.report import advantage_metrics, mismatch_metrics, policy_metrics
 from musicrl.checkpoint import load_into
 from musicrl.optimizer import Optimizer, choose_parts
 from musicrl.policies.base import Policy
@@ -84,7 +84,8 @@ class PolicyUpdate:
         if batch.num_samples == 0:
             metrics["update/skipped"] = 1.0
         else:
-            metrics |= self._train(batch)
+            is_current = all((e.rollouts.version == self.version).all() for e in experience)
+            metrics |= self._train(batch, is_current=is_current)
         self.version += 1
         metrics["update/version"] = float(self.version)
         return metrics
@@ -103,7 +104,8 @@ class PolicyUpdate:
         }
         return batch, metrics
 
-    def _train(self, batch: Batch) -> dict[str, float]:
+    def _train(self, batch: Batch, *, is_current: bool) -> dict[str, float]:
+        """`is_current`: all samples are of the weights that this update starts from."""
         if self.algorithm.needs_reference_tokens:
             batch = replace(batch, reference_logprobs=self._reference_tokens(batch))
         is_held = self.version < self.config.value_warmup_steps
@@ -116,6 +118,8 @@ class PolicyUpdate:
             if values is not None and self.config.num_steps > 1:
                 self._value_step(batch, returns, rows, step)
             self._policy_step(batch, advantages, rows, step)
+            if is_current and not step.mismatch:
+                step.mismatch = mismatch_metrics(step.outs)
         metrics = self._metrics(step) | advantage_metrics(
             advantages=advantages, returns=returns, values=values, streams=self._streams
         )
@@ -224,6 +228,7 @@ class PolicyUpdate:
             "kl/alpha": self.algorithm.alpha,
             "policy/loss": fmean(step.losses),
             **{f"{name}/grad_norm": fmean(n) for name, n in sound.items() if n},
+            **step.mismatch,
             **policy_metrics(step.outs, algorithm=self.algorithm, streams=self._streams),
         }
 
@@ -287,6 +292,7 @@ class _Step:
         self.is_held = is_held
         self.rates = rates
         self.outs: list[LossOut] = []
+        self.mismatch: dict[str, float] = {}
         self.losses: list[float] = []
         self.policy_norms: list[float | None] = []
         self.value_norms: list[float | None] = []

@@ -386,10 +386,12 @@ def test_the_learner_replays_cuts_and_guidance_of_the_sampler(sampling: Sampling
         return replace(drawn, rollouts=rollouts)
 
     own = update.step([experience(policy)])
+    assert own["mismatch/mean"] <= own["mismatch/max"] < 3e-5
     assert own["ratio/max_deviation"] < 3e-5
     stale = update.step([experience(other)])  # tokens that its own cut would remove
     assert np.isfinite([own["kl/sequence"], stale["kl/sequence"], stale["ratio/mean"]]).all()
     assert stale["ratio/max_deviation"] > 0.1
+    assert "mismatch/mean" not in stale  # of version 0, and the learner has version 1
     assert stale["update/skipped"] == 0
 
 

@@ -35,6 +35,13 @@ def policy_metrics(
     return metrics
 
 
+def mismatch_metrics(outs: Sequence[LossOut]) -> dict[str, float]:
+    """Distance of the learner's log-probabilities from the sampler's, nats: over the tokens of
+    samples of the learner's own weights, before these change."""
+    distance = torch.cat([out.ratio for out in outs]).log().abs()
+    return {"mismatch/mean": float(distance.mean()), "mismatch/max": float(distance.max())}
+
+
 def advantage_metrics(
     *, advantages: Tensor, returns: Tensor, values: Tensor | None, streams: Sequence[str]
 ) -> dict[str, float]:

@@ -55,7 +55,7 @@ def step_cost(
         branches = tuple(Branch(prompt) for prompt in prompts[:num_branches])
         tokens, logprobs = np.zeros(grid, np.int16), np.zeros(grid, np.float32)
         scheduler.add(Sequence(number, number, branches, tokens, logprobs, None, step=reached))
-    runner = Runner(policy, config, cache)
+    runner = Runner(policy, config, cache, max_samples=batch)
     runner.prefill(scheduler.schedule())
     with FlopCounterMode(display=False) as counter:
         runner.run(scheduler.running, 1)

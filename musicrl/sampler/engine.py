@@ -20,7 +20,8 @@ from musicrl.policies.base import Policy
 from musicrl.policies.cache import DecodingCache
 from musicrl.sampler.backends import make_ops
 from musicrl.sampler.blocks import BlockPool
-from musicrl.sampler.flash import PAGE
+from musicrl.sampler.flash import PAGE, FlashOps
+from musicrl.sampler.graphs import Graphs, Record, record_cuda
 from musicrl.sampler.runner import Runner
 from musicrl.sampler.sampling import NO_CONDITION, SamplingConfig
 from musicrl.sampler.scheduler import Scheduler
@@ -48,9 +49,14 @@ class Samples:
 class Engine:
     """Samples a policy, with the weights that it has when the engine goes from idle to busy."""
 
-    def __init__(self, policy: Policy, config: SamplingConfig) -> None:
+    def __init__(
+        self, policy: Policy, config: SamplingConfig, *, record: Record | None = None
+    ) -> None:
+        """`record` makes a decoding step replayable (none: CUDA graphs where the backend is flash,
+        and steps that are computed anew elsewhere)."""
         self.policy = policy
         self.config = config
+        self._record = record
         self._scheduler: Scheduler | None = None
         self._runner: Runner | None = None
         self._num_submitted = 0
@@ -170,13 +176,20 @@ class Engine:
         pool = BlockPool(config.num_blocks or num_rows * full, size)
         num_slots = min(prompts, num_rows) + branches - 1
         ops = make_ops(config, num_rows=num_rows, device=device)
-        sizes = {"num_rows": num_rows, "num_slots": num_slots, "num_blocks": pool.num_blocks}
+        record = self._record or (record_cuda if isinstance(ops, FlashOps) else None)
+        num_blocks = pool.num_blocks + (record is not None)  # one more, for padding to write to
+        sizes = {"num_rows": num_rows, "num_slots": num_slots, "num_blocks": num_blocks}
         cache = self._reusable(sizes, size)
         if cache is None:
             cache = self.policy.new_cache(ops, **sizes, block_size=size)
         cache.ops = ops
         self._sizes = sizes
-        self._runner = Runner(self.policy, config, cache)
+        graphs = None
+        if record is not None:
+            scratch = pool.num_blocks
+            graphs = Graphs(self.policy, config, cache, scratch=scratch, record=record)
+        max_samples = num_rows // branches
+        self._runner = Runner(self.policy, config, cache, max_samples=max_samples, graphs=graphs)
         self._scheduler = Scheduler(
             pool, num_prefix=self.policy.num_prefix, max_rows=num_rows, num_slots=num_slots
         )

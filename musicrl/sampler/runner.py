@@ -16,8 +16,10 @@ from torch import Tensor
 from musicrl.policies.base import Policy
 from musicrl.policies.cache import DecodingCache
 from musicrl.sampler.cache import Rows, Span
+from musicrl.sampler.draws import Draws
+from musicrl.sampler.graphs import Graphs
 from musicrl.sampler.randomness import noise_grid
-from musicrl.sampler.sampling import Drawn, SamplingConfig, guide
+from musicrl.sampler.sampling import Drawn, SamplingConfig
 from musicrl.sampler.scheduler import Plan, positions_of
 from musicrl.sampler.sequence import Sequence
 
@@ -25,10 +27,21 @@ from musicrl.sampler.sequence import Sequence
 class Runner:
     """A policy with its cache."""
 
-    def __init__(self, policy: Policy, config: SamplingConfig, cache: DecodingCache) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        config: SamplingConfig,
+        cache: DecodingCache,
+        *,
+        max_samples: int,
+        graphs: Graphs | None = None,
+    ) -> None:
+        """`graphs`: recorded steps to replay, of at most `max_samples`."""
         self.policy = policy
         self.config = config
         self.cache = cache
+        self.max_samples = max_samples
+        self.graphs = graphs
         self._device = cache.kv.data.device
 
     def prefill(self, plan: Plan) -> None:
@@ -55,15 +68,23 @@ class Runner:
         rows, streams = self._rows(sequences), self.policy.layout.num_streams
         previous = self._integers([_last_tokens(sequence) for sequence in sequences])
         noise = torch.from_numpy(_noise(sequences, num_steps, streams)).to(self._device)
-        tokens, drawn = [], []
-        for step in range(num_steps):
+        if self.graphs is None:
+            drawn = self._decode(previous, rows, noise)
+        else:
+            graph = self.graphs.start(previous, rows, self.max_samples)
+            drawn = [graph.step(each) for each in noise]
+        self._hand_out(sequences, drawn)
+
+    def _decode(self, previous: Tensor, rows: Rows, noise: Tensor) -> list[Drawn]:
+        """The draws of each step, tokens [B, K], from those before and noise [num_steps, K, B]."""
+        drawn = []
+        for step, each in enumerate(noise):
             ahead = rows.ahead(step)
             hidden = self.policy.step(self._for_branches(previous), ahead, self.cache)
-            draw = Draws(self.config, self.cache, noise[step])
-            previous = self.policy.emit(hidden, ahead, self.cache, draw)[: len(sequences)]
-            tokens.append(previous)
-            drawn.append(draw)
-        self._hand_out(sequences, torch.stack(tokens), drawn)
+            draws = Draws(self.config, self.cache, each)
+            previous = self.policy.emit(hidden, ahead, self.cache, draws)[: len(previous)]
+            drawn.append(Drawn(previous, draws.logprobs, draws.kept))
+        return drawn
 
     def _rows(self, sequences: Ordered[Sequence]) -> Rows:
         """Of the prompts' branches, then of the null prompt's, for the step that comes first."""
@@ -95,57 +116,24 @@ class Runner:
             row[: sequence.step] = sequence.tokens[: sequence.step]
         return torch.from_numpy(history).to(self._device)
 
-    def _hand_out(self, sequences: Ordered[Sequence], tokens: Tensor, drawn: list[Draws]) -> None:
-        logprobs = torch.stack([draw.logprobs for draw in drawn])
-        if not bool(torch.isfinite(logprobs).all()):
-            raise ValueError("the policy's logits are not finite: its weights hold NaN or infinity")
-        first = _columns(tokens.to(torch.int16))
+    def _hand_out(self, sequences: Ordered[Sequence], drawn: Ordered[Drawn]) -> None:
+        tokens, logprobs, kept = zip(*drawn, strict=True)
         second = _columns(logprobs)
-        third = _columns(torch.stack([draw.kept for draw in drawn])) if self.config.top_k else None
+        if not np.isfinite(second).all():
+            raise ValueError("the policy's logits are not finite: its weights hold NaN or infinity")
+        first = _columns(tokens).astype(np.int16)
+        bits = [each for each in kept if each is not None]
+        third = _columns(bits) if bits else None
         for row, sequence in enumerate(sequences):
-            steps = slice(sequence.step, sequence.step + len(tokens))
+            steps = slice(sequence.step, sequence.step + len(drawn))
             sequence.tokens[steps] = first[row]
             sequence.logprobs[steps] = second[row]
             if sequence.kept is not None and third is not None:
                 sequence.kept[steps] = third[row]
-            sequence.step += len(tokens)
+            sequence.step += len(drawn)
 
     def _integers(self, numbers: Ordered[object]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self._device)
-
-
-class Draws:
-    """The draws of one step, which `Policy.emit` asks for stream by stream."""
-
-    def __init__(self, config: SamplingConfig, cache: DecodingCache, noise: Tensor) -> None:
-        """From noise float64 [K, B]."""
-        self._config = config
-        self._ops = cache.ops
-        self._noise = noise
-        self._drawn: list[Drawn] = []
-
-    def __call__(self, stream: int, logits: Tensor) -> Tensor:
-        """Tokens [B], or with guidance [2 B] for both branches, from logits of as many rows."""
-        is_guided = self._config.guidance != 1
-        if is_guided:
-            conditioned, null = logits.chunk(2)
-            logits = guide(conditioned, null, self._config.guidance)
-        drawn = self._ops.draw(logits, self._noise[stream], self._config)
-        self._drawn.append(drawn)
-        return torch.cat([drawn.tokens, drawn.tokens]) if is_guided else drawn.tokens
-
-    @property
-    def logprobs(self) -> Tensor:
-        """float32 [B, K]."""
-        return torch.stack([drawn.logprobs for drawn in self._drawn], dim=1)
-
-    @property
-    def kept(self) -> Tensor:
-        """uint8 [B, K, ceil(V / 8)]; zeros past a smaller vocabulary."""
-        bits = [drawn.kept for drawn in self._drawn if drawn.kept is not None]
-        width = max(each.shape[1] for each in bits)
-        padded = [torch.nn.functional.pad(each, (0, width - each.shape[1])) for each in bits]
-        return torch.stack(padded, dim=1)
 
 
 def _noise(sequences: Ordered[Sequence], num_steps: int, num_streams: int) -> NDArray[np.float64]:
@@ -155,9 +143,9 @@ def _noise(sequences: Ordered[Sequence], num_steps: int, num_streams: int) -> ND
     return noise_grid(seeds, num_steps, num_streams, after=reached)
 
 
-def _columns(parts: Tensor) -> NDArray[Any]:
-    """[num_steps, B, ...] as an array [B, num_steps, ...]."""
-    return parts.cpu().numpy().swapaxes(0, 1)
+def _columns(parts: Ordered[Tensor]) -> NDArray[Any]:
+    """[B, ...] of each step as one array [B, num_steps, ...]."""
+    return torch.stack(list(parts), dim=1).cpu().numpy()
 
 
 def _last_tokens(sequence: Sequence) -> list[int]:

@@ -12,14 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from musicrl.policies.blocks import rotations
 from musicrl.sampler import native
 from musicrl.sampler.backends import make_ops
 from musicrl.sampler.cache import PagedKV, Rows
 from musicrl.sampler.cpu import CpuOps
+from musicrl.sampler.randomness import noise_grid
 from musicrl.sampler.reference import ReferenceOps
-from musicrl.sampler.sampling import Precision, SamplingConfig, unpack
+from musicrl.sampler.sampling import Backend, Precision, SamplingConfig, guide, unpack
 
 pytestmark = pytest.mark.compiler
 CPU = torch.device("cpu")
@@ -241,23 +243,28 @@ def test_logits_that_are_not_finite_show(ops: CpuOps, bad: float) -> None:
     assert logprobs.isnan().tolist() == [False, False, True, False, False, False]
 
 
-def test_frequencies_of_draws_match_the_reported_probabilities() -> None:
-    from scipy import stats
-
-    rows, vocab = 200_000, 12
-    ops = make_ops(ON_CPU, num_rows=rows, device=CPU)
+@pytest.mark.parametrize("top_k", [0, 7])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_frequencies_of_a_million_draws_match_the_reported_probabilities(
+    top_k: int, guidance: float, backend: Backend
+) -> None:
+    draws, vocab = 1_000_000, 12
+    config = SamplingConfig(temperature=0.8, top_k=top_k, backend=backend)
+    backend_ops = make_ops(config, num_rows=draws, device=CPU)
     generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(vocab, generator=generator).expand(rows, vocab).contiguous()
-    noise = torch.rand(rows, generator=generator, dtype=torch.float64)
-    tokens, logprobs, _ = ops.draw(logits, noise, SamplingConfig(temperature=0.8, top_k=7))
-    counts = np.bincount(tokens.numpy(), minlength=vocab)
-    drawn = counts > 0
-    assert drawn.sum() == 7
+    conditioned, null = torch.randn(2, vocab, generator=generator)
+    logits = guide(conditioned, null, guidance).expand(draws, vocab).contiguous()
+    noise = noise_grid(np.arange(draws, dtype=np.uint64), 1, 1)[0, 0]
+    drawn = backend_ops.draw(logits, torch.from_numpy(noise), config)
+    counts = np.bincount(drawn.tokens.numpy(), minlength=vocab)
+    possible = counts > 0
+    assert possible.sum() == (top_k or vocab)
     probabilities = np.zeros(vocab)
-    probabilities[tokens.numpy()] = logprobs.exp().numpy()
+    probabilities[drawn.tokens.numpy()] = drawn.logprobs.double().exp().numpy()
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
-    expected = probabilities[drawn] / probabilities.sum() * rows
-    assert stats.chisquare(counts[drawn], expected).pvalue > 1e-3
+    expected = probabilities[possible] / probabilities.sum() * draws
+    assert stats.chisquare(counts[possible], expected).pvalue > 1e-3
 
 
 def test_a_kernel_refuses_what_it_cannot_read(ops: CpuOps) -> None:

@@ -1,0 +1,50 @@
+"""The draws of one step, which a policy asks for stream by stream.
+
+Guidance is mixed here: with it, logits come for the prompt's rows and for the null prompt's, and
+both get the same token. It knows noise and settings, and nothing of sequences.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from musicrl.policies.cache import DecodingCache
+from musicrl.sampler.sampling import Drawn, SamplingConfig, guide
+
+
+class Draws:
+    """What `Policy.emit` draws with."""
+
+    def __init__(self, config: SamplingConfig, cache: DecodingCache, noise: Tensor) -> None:
+        """From noise float64 [K, B]."""
+        self._config = config
+        self._ops = cache.ops
+        self._noise = noise
+        self._drawn: list[Drawn] = []
+
+    def __call__(self, stream: int, logits: Tensor) -> Tensor:
+        """Tokens [B], or with guidance [2 B] for both branches, from logits of as many rows."""
+        is_guided = self._config.guidance != 1
+        if is_guided:
+            conditioned, null = logits.chunk(2)
+            logits = guide(conditioned, null, self._config.guidance)
+        drawn = self._ops.draw(logits, self._noise[stream], self._config)
+        self._drawn.append(drawn)
+        return torch.cat([drawn.tokens, drawn.tokens]) if is_guided else drawn.tokens
+
+    @property
+    def logprobs(self) -> Tensor:
+        """float32 [B, K]."""
+        return torch.stack([drawn.logprobs for drawn in self._drawn], dim=1)
+
+    @property
+    def kept(self) -> Tensor | None:
+        """uint8 [B, K, ceil(V / 8)], zeros past a smaller vocabulary; None without top-k."""
+        bits = [drawn.kept for drawn in self._drawn if drawn.kept is not None]
+        if not bits:
+            return None
+        width = max(each.shape[1] for each in bits)
+        padded = [F.pad(each, (0, width - each.shape[1])) for each in bits]
+        return torch.stack(padded, dim=1)
