@@ -9,8 +9,6 @@ from cluster.commands.flags import print_help, read_settings, split_words, wants
 from cluster.session import prepare_environment
 from musicrl.closest import closest
 
-BENCHES = ("lag", "sampler")
-
 
 def bench(args: Sequence[str]) -> None:
     """Run a measurement and print its table."""
@@ -23,10 +21,10 @@ def bench(args: Sequence[str]) -> None:
         return
     name, *files = words
     if name not in BENCHES:
-        raise ValueError(f"unknown measurement {name!r}{closest(name, BENCHES)}")
+        raise ValueError(f"unknown measurement {name!r}{closest(name, tuple(BENCHES))}")
     if len(files) > 1:
         raise ValueError(f"musicrl bench {name} takes one file, got {' '.join(files)}")
-    run = bench_lag if name == "lag" else bench_sampler
+    run = BENCHES[name]
     run(flags, Path(files[0]) if files else None, has_help=wants_help(args))
 
 
@@ -47,3 +45,16 @@ def bench_sampler(flags: Sequence[str], file: Path | None, *, has_help: bool) ->
     if has_help:
         return print_help(sampler_bench.SamplerBenchConfig(), verb="bench sampler")
     sampler_bench.bench_sampler(read_settings(sampler_bench.SamplerBenchConfig, flags, file))
+
+
+def bench_iteration(flags: Sequence[str], file: Path | None, *, has_help: bool) -> None:
+    from cluster import iteration_bench
+
+    if has_help:
+        return print_help(iteration_bench.IterationBenchConfig(), verb="bench iteration")
+    settings = read_settings(iteration_bench.IterationBenchConfig, flags, file)
+    iteration_bench.bench_iteration(settings)
+
+
+BENCHES = {"lag": bench_lag, "sampler": bench_sampler, "iteration": bench_iteration}
+"""Measurements by name."""
