@@ -155,6 +155,8 @@ class Rating:
     prompt: Prompt
     clip: TokenClip
     score: int
+    heard: float
+    """Share of the clip that was played, 0 to 1."""
     rater: str
     """As in `Comparison`."""
     simulated: bool

@@ -1,4 +1,4 @@
-"""Opening the database: SQLite by a path, any other by its SQLAlchemy URL.
+"""Opening the database: SQLite by a path, any other by its SQLAlchemy URL (which holds "://").
 
 SQLite keeps a write-ahead log and flushes it to the disk at every commit: what is committed
 survives the death of the process and of the machine. A transaction that will write takes the
@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -27,7 +27,7 @@ READS = {"musicrl_reads": True}
 
 
 def open_database(database: Path | str) -> Engine:
-    """An engine on a database that holds the tables; missing ones are made.
+    """An engine on a database that holds the tables; missing ones are made, and so is a file.
 
     Raises ValueError naming a URL that SQLAlchemy does not understand, and a database that cannot
     be opened or is none.
@@ -43,13 +43,20 @@ def open_database(database: Path | str) -> Engine:
     return engine
 
 
+def database_file(database: Path | str) -> Path | None:
+    """The file that a database is, if it is one of SQLite's."""
+    if isinstance(database, Path) or "://" not in database:
+        return Path(database)
+    url = make_url(database)
+    return Path(url.database) if url.drivername.startswith("sqlite") and url.database else None
+
+
 def _engine(database: Path | str) -> Engine:
-    if isinstance(database, str) and not database.startswith("sqlite"):
-        return create_engine(database, pool_pre_ping=True)
-    if isinstance(database, Path):
-        database.parent.mkdir(parents=True, exist_ok=True)
-    url = URL.create("sqlite", database=str(database)) if isinstance(database, Path) else database
-    engine = create_engine(url)
+    path = database_file(database)
+    if path is None:
+        return create_engine(str(database), pool_pre_ping=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(URL.create("sqlite", database=str(path)))
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     return engine
@@ -69,7 +76,5 @@ def _begin(connection: Connection) -> None:
 
 def _shown(database: Path | str) -> str:
     """Without the password that a URL may hold."""
-    if isinstance(database, Path):
-        return str(database)
-    head, at, tail = database.rpartition("@")
-    return f"{head.split('://')[0]}://...@{tail}" if at else database
+    head, at, tail = str(database).rpartition("@")
+    return f"{head.split('://')[0]}://...@{tail}" if at and "://" in head else str(database)

@@ -207,7 +207,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.parametrize(
     ("database", "sentence"),
     [
-        ("no url", "no url is not the URL of a database"),
+        ("nothing://", "nothing:// is not the URL of a database"),
         (
             "oracle+nothing://somebody:secret@host/db",
             r"oracle\+nothing://...@host/db is not the URL",
