@@ -51,6 +51,26 @@ def _validate(files: Sequence[Path], flags: Sequence[str]) -> None:
     validate(replace(config, files=files))
 
 
+def _pool(files: Sequence[Path], flags: Sequence[str]) -> None:
+    from musicrl.preference.pool import PoolConfig, write_pool
+
+    if wants_help(flags):
+        return print_help(PoolConfig(), verb="prefs pool")
+    _refuse_files("pool", files)
+    config = read_settings(PoolConfig, flags)
+    print(f"{write_pool(config)} clips in {config.out}")
+
+
+def _simulate(files: Sequence[Path], flags: Sequence[str]) -> None:
+    from musicrl.preference.simulate import SimulateConfig, simulate
+
+    if wants_help(flags):
+        return print_help(SimulateConfig(), verb="prefs simulate [file.yaml]")
+    if len(files) > 1:
+        raise ValueError(f"musicrl prefs simulate takes one file, got {' '.join(map(str, files))}")
+    simulate(read_settings(SimulateConfig, flags, files[0] if files else None))
+
+
 def require_extra() -> None:
     """Raise ModuleNotFoundError, saying what to install, when the extra `collect` is missing."""
     for name in EXTRA:
@@ -68,6 +88,8 @@ def _refuse_files(name: str, files: Sequence[Path]) -> None:
 JOBS: Mapping[str, tuple[Callable[[Sequence[Path], Sequence[str]], None], str]] = MappingProxyType(
     {
         "export": (_export, "answers of a database to a Parquet file"),
+        "pool": (_pool, "sample clips into a folder, to be heard or judged"),
+        "simulate": (_simulate, "comparisons of clips by simulated raters: [file.yaml]"),
         "validate": (_validate, "check Parquet files and count what they hold: file.parquet ..."),
     }
 )
