@@ -66,6 +66,12 @@ def _bench(args: Sequence[str]) -> None:
     bench(args)
 
 
+def _collect(args: Sequence[str]) -> None:
+    from cluster.commands.collect import collect
+
+    collect(args)
+
+
 def _prefs(args: Sequence[str]) -> None:
     from cluster.commands.prefs import prefs
 
@@ -87,6 +93,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "evaluate": (_evaluate, "measure policies on the held-out prompts: [policy or run ...]"),
         "spread": (_spread, "put finished runs beside each other: runs/a runs/b ..."),
         "pretrain": (_pretrain, "build a world: STAGE [file.yaml] [--field value]"),
+        "collect": (_collect, "serve the page on which people compare clips: [--field value]"),
         "prefs": (_prefs, "preferences: export, pool, simulate or validate [--field value]"),
         "bench": (_bench, "measure speed: lag or sampler [file.yaml] [--field value]"),
         "config": (_config, "print the resolved configuration as YAML"),

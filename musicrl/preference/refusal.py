@@ -24,3 +24,23 @@ class AlreadyAnswered(Refusal):
 
 class Impossible(Refusal):
     """More playback than time, or a span outside the clip."""
+
+
+class UnknownPrompt(Refusal):
+    """A text that no clip is there for, or that is none."""
+
+
+class Finished(Refusal):
+    """Nothing is left for this rater."""
+
+
+class Busy(Refusal):
+    """Too many wait already."""
+
+
+class TooOften(Refusal):
+    """More requests than the limit allows."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("too many requests: wait a moment")
+        self.seconds = seconds
