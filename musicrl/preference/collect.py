@@ -139,14 +139,17 @@ def make_source(config: CollectConfig, store: Store) -> ClipSource:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """A socket that names its protocol: asyncio sends without delay on such only."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=_family(host))
+        listener.bind((host, port))
+        listener.listen(128)
     except OSError as fault:
+        listener.close()
         raise OSError(f"cannot listen on {host}:{port}: {fault.strerror or fault}") from fault
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+    return listener
 
 
 def _link(config: CollectConfig, listener: socket.socket) -> str:

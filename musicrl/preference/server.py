@@ -255,12 +255,12 @@ async def _offer(
 
 
 def clean(text: str, max_chars: int) -> str:
-    """A typed prompt on one line, without control characters.
+    """A typed prompt on one line, without control characters and halves of surrogate pairs.
 
     Raises UnknownPrompt when nothing is left or it is too long.
     """
     normal = unicodedata.normalize("NFC", text)
-    seen = (" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in normal)
+    seen = (" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in normal)
     line = " ".join("".join(seen).split())
     if not line:
         raise UnknownPrompt("the text is empty: say what the music should be")

@@ -11,6 +11,17 @@ from sqlalchemy import ColumnElement, Connection, select
 from musicrl.preference.tables import clips, prompts, servings
 from musicrl.types import Prompt, Side
 
+A, B = clips.alias("a"), clips.alias("b")
+OFFERS = select(
+    *(servings.c.token, servings.c.served, *prompts.c),
+    *(A.c.id, A.c.wav, A.c.seconds, B.c.id, B.c.wav, B.c.seconds),
+).select_from(
+    servings.join(prompts)
+    .join(A, servings.c.clip_a == A.c.id)
+    .outerjoin(B, servings.c.clip_b == B.c.id)
+)
+"""Every serving with its prompt and its one or two clips."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedClip:
@@ -35,14 +46,8 @@ class Serving:
 
 def find_serving(connection: Connection, rater: str, which: ColumnElement[bool]) -> Serving | None:
     """The serving of a rater that a condition on `servings` singles out, if any."""
-    a, b = clips.alias("a"), clips.alias("b")
-    joined = servings.join(prompts).join(a, servings.c.clip_a == a.c.id)
-    columns = [
-        *(servings.c.token, servings.c.served, *prompts.c),
-        *(a.c.id, a.c.wav, a.c.seconds, b.c.id, b.c.wav, b.c.seconds),
-    ]
-    query = select(*columns).select_from(joined.outerjoin(b, servings.c.clip_b == b.c.id))
-    row = connection.execute(query.where(which, servings.c.rater == rater)).one_or_none()
+    query = OFFERS.where(which, servings.c.rater == rater)
+    row = connection.execute(query).one_or_none()
     if row is None:
         return None
     values: list[Any] = [*row]

@@ -28,6 +28,9 @@ Pair = tuple[PlayableClip, PlayableClip]
 CHANCE = SystemRandom()
 """Order and choice of what is offered must not be guessed, nor depend on a seed."""
 
+GUESSES = 20
+"""At a pair that a rater has not seen, before all pairs are gone through."""
+
 
 class ClipSource(Protocol):
     """What a listener may ask for."""
@@ -77,10 +80,9 @@ class PoolSource:
         seen = {frozenset(offer) for offer in self._store.offered(rater)}
         texts = CHANCE.sample(list(self._of_text), len(self._of_text)) if text is None else [text]
         for candidate in texts:
-            pairs = combinations(self._of_text[candidate], 2)
-            new = [p for p in pairs if frozenset(clip.clip.id for clip in p) not in seen]
-            if new:
-                return _done(_shuffled(CHANCE.choice(new)))
+            pair = _unseen(self._of_text[candidate], seen)
+            if pair is not None:
+                return _done(_shuffled(pair))
         raise Finished("you have heard every pair of this text" if text else "you have heard all")
 
     def single(self, rater: str, raters_per_clip: int) -> PlayableClip:
@@ -166,6 +168,20 @@ def typed_prompt(text: str) -> Prompt:
     """A prompt known by its text alone."""
     digest = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
     return Prompt(id=f"text-{digest}", text=text, source="listener")
+
+
+def _unseen(clips: Sequence[PlayableClip], seen: set[frozenset[str | None]]) -> Pair | None:
+    """Two of the clips that are not among the pairs seen, at random; None where there are none."""
+    for _ in range(GUESSES if len(clips) > 1 else 0):
+        first, second = CHANCE.sample(clips, 2)
+        if _ids((first, second)) not in seen:
+            return first, second
+    rest = [pair for pair in combinations(clips, 2) if _ids(pair) not in seen]
+    return CHANCE.choice(rest) if rest else None
+
+
+def _ids(pair: Pair) -> frozenset[str | None]:
+    return frozenset(clip.clip.id for clip in pair)
 
 
 def _shuffled(pair: Pair) -> Pair:

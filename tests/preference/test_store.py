@@ -225,3 +225,22 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path.write_text("not a database, but long enough to look at\n" * 100)
     with pytest.raises(ValueError, match=f"cannot open the database {path}: "):
         Store.open(path)
+
+
+@pytest.mark.slow
+def test_ten_thousand_choices(store: Store) -> None:
+    rows = [
+        {"token": f"t{n}", "rater": f"rater-{n % 50}", "request": f"r{n}", "prompt": "p0"}
+        | {"clip_a": "clip-0-0", "clip_b": "clip-0-1", "served": 0.0}
+        for n in range(10_000)
+    ]
+    with store.engine.begin() as connection:
+        connection.execute(servings.insert(), rows)
+
+    def answer(n: int) -> bool:
+        return store.choose(rater=f"rater-{n % 50}", token=f"t{n}", choice="b")
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(answer, range(10_000)))
+    assert count(store, choices) == 10_000
+    assert store.num_answers("rater-7") == 200
