@@ -19,6 +19,7 @@ class ServerProcess:
     """`musicrl collect` on a free port of this machine, killed at the end if it still runs."""
 
     def __init__(self, out: Path, *flags: str) -> None:
+        self.out = out
         command = [sys.executable, "-m", "cluster.cli", "collect", "--out", str(out)]
         self.process = subprocess.Popen(
             [*command, "--port", "0", "--requests-per-minute", "1000000", *flags],
