@@ -102,22 +102,27 @@ def collect(config: CollectConfig) -> None:
     Raises OSError when the address cannot be listened on, and ValueError or FileNotFoundError for
     a pool, a policy, a database or a key that cannot be used.
     """
-    listener = _listen(config.host, config.port)
-    with listener:
-        store = Store.open(config.database or config.out / "preferences.db")
-        sessions = Sessions(read_key(config.out / "session.key"), config.token)
-        app = make_app(config.rules, store, make_source(config, store), sessions)
-        settings = uvicorn.Config(
-            app,
-            log_level="warning",
-            server_header=False,
-            ws="none",
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
+    with listen(config.host, config.port) as listener:
+        server = make_server(config)
         print(f"listening at {_link(config, listener)} (Ctrl-C stops)", flush=True)
         with suppress(KeyboardInterrupt):  # raised again by uvicorn, after it has stopped
-            uvicorn.Server(settings).run(sockets=[listener])
+            server.run(sockets=[listener])
     print("stopped")
+
+
+def make_server(config: CollectConfig) -> uvicorn.Server:
+    """All that serves, but for the socket. Raises as `collect`."""
+    store = Store.open(config.database or config.out / "preferences.db")
+    sessions = Sessions(read_key(config.out / "session.key"), config.token)
+    app = make_app(config.rules, store, make_source(config, store), sessions)
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    return uvicorn.Server(settings)
 
 
 def make_source(config: CollectConfig, store: Store) -> ClipSource:
@@ -138,7 +143,7 @@ def make_source(config: CollectConfig, store: Store) -> ClipSource:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket that names its protocol: asyncio sends without delay on such only."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -1,4 +1,4 @@
-"""A real server in a process of its own, started as a user starts it."""
+"""Real servers: in a process of its own, started as a user starts it, or in a thread of the test."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx
+
+from musicrl.preference.collect import CollectConfig, listen, make_server
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -62,3 +65,28 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.communicate(timeout=30)
+
+
+class ServerThread:
+    """What `musicrl collect` serves, on a free port of this machine, for as long as it is open."""
+
+    def __init__(self, config: CollectConfig) -> None:
+        self.out = config.out
+        self._listener = listen("127.0.0.1", 0)
+        self._server = make_server(config)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join(30)
+        self._listener.close()

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import select
 
+from musicrl.preference.collect import CollectConfig
 from musicrl.preference.database import READS
 from musicrl.preference.server import PAGE
 from musicrl.preference.store import Store
 from musicrl.preference.tables import choices, prompts, ratings, servings
 from tests.preference.playable import write_tones
-from tests.preference.serving import ServerProcess
+from tests.preference.serving import ServerThread
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request, Route
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 PHONE, DESK = {"width": 320, "height": 640}, {"width": 1200, "height": 800}
 TOUCH = 44
 """Pixels that a control must measure at least."""
@@ -47,8 +50,8 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def comparing(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with ServerProcess(tmp_path_factory.mktemp("comparing"), "--pool", str(tones)) as server:
+def comparing(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
+    with ServerThread(CollectConfig(out=tmp_path_factory.mktemp("out"), pool=tones)) as server:
         yield server
 
 
@@ -88,7 +91,7 @@ def listen(page: Page, *sides: str) -> None:
         page.wait_for_selector(f".card[data-side={side}] .heard.enough")
 
 
-def stored(server: ServerProcess, table: object = choices) -> list[dict[str, object]]:
+def stored(server: ServerThread, table: object = choices) -> list[dict[str, object]]:
     """Answers with their prompts, oldest first."""
     store = Store.open(server.out / "preferences.db")
     query = select(table, prompts.c.text).select_from(table.join(servings).join(prompts))  # type: ignore
@@ -99,7 +102,7 @@ def stored(server: ServerProcess, table: object = choices) -> list[dict[str, obj
 
 
 @pytest.mark.browser
-def test_listen_to_both_give_the_trophy_go_on(comparing: ServerProcess, visit: Open) -> None:
+def test_listen_to_both_give_the_trophy_go_on(comparing: ServerThread, visit: Open) -> None:
     page = visit(comparing.url)
     before = len(stored(comparing))
     chip = page.locator("#suggestions button").first
@@ -124,7 +127,7 @@ def test_listen_to_both_give_the_trophy_go_on(comparing: ServerProcess, visit: O
 
 
 @pytest.mark.browser
-def test_the_keyboard_is_enough(comparing: ServerProcess, visit: Open) -> None:
+def test_the_keyboard_is_enough(comparing: ServerThread, visit: Open) -> None:
     page = visit(comparing.url)
     before = len(stored(comparing))
     page.wait_for_selector("#suggestions button")
@@ -144,7 +147,7 @@ def test_the_keyboard_is_enough(comparing: ServerProcess, visit: Open) -> None:
 
 @pytest.mark.browser
 def test_an_answer_lost_on_the_way_is_sent_again_and_kept_once(
-    comparing: ServerProcess, visit: Open
+    comparing: ServerThread, visit: Open
 ) -> None:
     page = visit(comparing.url)
     before, lost = len(stored(comparing)), []
@@ -165,7 +168,7 @@ def test_an_answer_lost_on_the_way_is_sent_again_and_kept_once(
 
 
 @pytest.mark.browser
-def test_only_what_is_played_counts_as_heard(comparing: ServerProcess, visit: Open) -> None:
+def test_only_what_is_played_counts_as_heard(comparing: ServerThread, visit: Open) -> None:
     page = visit(comparing.url)
     page.wait_for_selector("#suggestions button")
     page.click("#surprise")
@@ -182,7 +185,7 @@ def test_only_what_is_played_counts_as_heard(comparing: ServerProcess, visit: Op
 
 @pytest.mark.browser
 def test_clips_are_rated_from_one_to_five(tones: Path, tmp_path: Path, visit: Open) -> None:
-    with ServerProcess(tmp_path, "--pool", str(tones), "--mode", "rating") as server:
+    with ServerThread(CollectConfig(out=tmp_path, pool=tones, mode="rating")) as server:
         page = visit(server.url)
         page.wait_for_selector(".card[data-side=a]")
         marks = page.get_by_role("radio")
@@ -200,7 +203,7 @@ def test_clips_are_rated_from_one_to_five(tones: Path, tmp_path: Path, visit: Op
 
 @pytest.mark.browser
 def test_a_phone_shows_all_of_it_and_fingers_can_press_it(
-    comparing: ServerProcess, visit: Open
+    comparing: ServerThread, visit: Open
 ) -> None:
     page = visit(comparing.url, PHONE, has_touch=True)
     page.wait_for_selector("#suggestions button")
@@ -228,8 +231,7 @@ def check_touch(page: Page) -> None:
 @pytest.mark.browser
 def test_a_hostile_text_is_shown_as_text(tiny_world: Path, tmp_path: Path, visit: Open) -> None:
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-    flags = ("--weights", str(tiny_world), "--minimum-share", "0")
-    with ServerProcess(tmp_path, *flags) as server:
+    with ServerThread(CollectConfig(out=tmp_path, weights=tiny_world)) as server:
         page = visit(server.url)
         page.get_by_label("Describe some music").fill(hostile)
         page.keyboard.press("Enter")
