@@ -94,7 +94,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "spread": (_spread, "put finished runs beside each other: runs/a runs/b ..."),
         "pretrain": (_pretrain, "build a world: STAGE [file.yaml] [--field value]"),
         "collect": (_collect, "serve the page on which people compare clips: [--field value]"),
-        "prefs": (_prefs, "preferences: export, pool, simulate or validate [--field value]"),
+        "prefs": (_prefs, "preferences: export, validate, merge, split, pool or simulate"),
         "bench": (_bench, "measure speed: lag or sampler [file.yaml] [--field value]"),
         "config": (_config, "print the resolved configuration as YAML"),
     }

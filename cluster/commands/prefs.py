@@ -45,10 +45,29 @@ def _validate(files: Sequence[Path], flags: Sequence[str]) -> None:
     if wants_help(flags):
         return print_help(ValidateConfig(), verb="prefs validate file.parquet ...")
     config = read_settings(ValidateConfig, flags)
-    files = (*files, *config.files)
-    if not files:
-        raise ValueError("prefs validate needs files, as in: musicrl prefs validate a.parquet")
-    validate(replace(config, files=files))
+    validate(replace(config, files=_wanted("validate", (*files, *config.files))))
+
+
+def _merge(files: Sequence[Path], flags: Sequence[str]) -> None:
+    from musicrl.preference.combine import MergeConfig, merge
+
+    if wants_help(flags):
+        return print_help(MergeConfig(), verb="prefs merge file.parquet ...")
+    config = read_settings(MergeConfig, flags)
+    config = replace(config, files=_wanted("merge", (*files, *config.files)))
+    rows, dropped = merge(config)
+    print(f"{rows} comparisons in {config.out}; {dropped} came again and were left out")
+
+
+def _split(files: Sequence[Path], flags: Sequence[str]) -> None:
+    from musicrl.preference.combine import SplitConfig, split
+
+    if wants_help(flags):
+        return print_help(SplitConfig(), verb="prefs split file.parquet ...")
+    config = read_settings(SplitConfig, flags)
+    config = replace(config, files=_wanted("split", (*files, *config.files)))
+    for side, rows in split(config).items():
+        print(f"{rows} comparisons in {config.file(side)}")
 
 
 def _pool(files: Sequence[Path], flags: Sequence[str]) -> None:
@@ -80,6 +99,12 @@ def require_extra() -> None:
             )
 
 
+def _wanted(name: str, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    if not files:
+        raise ValueError(f"prefs {name} needs files, as in: musicrl prefs {name} a.parquet")
+    return files
+
+
 def _refuse_files(name: str, files: Sequence[Path]) -> None:
     if files:
         raise ValueError(f"musicrl prefs {name} takes no files, got {' '.join(map(str, files))}")
@@ -88,6 +113,8 @@ def _refuse_files(name: str, files: Sequence[Path]) -> None:
 JOBS: Mapping[str, tuple[Callable[[Sequence[Path], Sequence[str]], None], str]] = MappingProxyType(
     {
         "export": (_export, "answers of a database to a Parquet file"),
+        "merge": (_merge, "put Parquet files together: file.parquet ..."),
+        "split": (_split, "cut Parquet files in two, by whole prompts or raters: file.parquet ..."),
         "pool": (_pool, "sample clips into a folder, to be heard or judged"),
         "simulate": (_simulate, "comparisons of clips by simulated raters: [file.yaml]"),
         "validate": (_validate, "check Parquet files and count what they hold: file.parquet ..."),

@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from musicrl.preference.faults import batch_fault
-from musicrl.preference.rows import comparison_batch, to_comparisons
-from musicrl.preference.schema import COMPARISONS, format_of
-from musicrl.types import Comparison
+from musicrl.preference.rows import comparison_batch, rating_batch, to_comparisons, to_ratings
+from musicrl.preference.schema import COMPARISONS, RATINGS, format_of
+from musicrl.types import Comparison, Rating
 
+Row = TypeVar("Row")
 logger = logging.getLogger(__name__)
 ROWS_PER_GROUP = 2048
 """What a writer and a reader hold at once: 3 MB of the tiny world's comparisons."""
@@ -85,10 +86,17 @@ class CheckedFiles:
 
 def write_comparisons(path: Path, comparisons: Iterable[Comparison]) -> int:
     """Write a file of comparisons, whole or not at all; how many there are."""
-    rest = iter(comparisons)
     with DatasetWriter(path, COMPARISONS) as writer:
-        while rows := list(islice(rest, ROWS_PER_GROUP)):
+        for rows in _groups(comparisons):
             writer.write(comparison_batch(rows))
+    return writer.num_rows
+
+
+def write_ratings(path: Path, ratings: Iterable[Rating]) -> int:
+    """Write a file of ratings, whole or not at all; how many there are."""
+    with DatasetWriter(path, RATINGS) as writer:
+        for rows in _groups(ratings):
+            writer.write(rating_batch(rows))
     return writer.num_rows
 
 
@@ -96,9 +104,14 @@ def read_comparisons(
     paths: Sequence[Path], *, skip_bad: bool = False
 ) -> Iterator[tuple[Comparison, ...]]:
     """The comparisons of files, a batch at a time; errors as `check_files`, before the first."""
-    checked = check_files(paths, COMPARISONS, skip_bad=skip_bad)
-    for path in checked.whole:
+    for path in check_files(paths, COMPARISONS, skip_bad=skip_bad).whole:
         yield from map(to_comparisons, read_batches(path))
+
+
+def read_ratings(paths: Sequence[Path], *, skip_bad: bool = False) -> Iterator[tuple[Rating, ...]]:
+    """The ratings of files, as `read_comparisons`."""
+    for path in check_files(paths, RATINGS, skip_bad=skip_bad).whole:
+        yield from map(to_ratings, read_batches(path))
 
 
 def check_files(
@@ -151,6 +164,12 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """The rows of a file that was checked, a bounded batch at a time."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         yield from file.iter_batches(ROWS_PER_GROUP)
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rest = iter(rows)
+    while group := list(islice(rest, ROWS_PER_GROUP)):
+        yield group
 
 
 def _check_schema(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +17,7 @@ import numpy as np
 from sqlalchemy import Select, and_, select
 
 from musicrl.preference.database import READS, database_file
-from musicrl.preference.dataset import ROWS_PER_GROUP, DatasetWriter, write_comparisons
-from musicrl.preference.rows import rating_batch
-from musicrl.preference.schema import RATINGS
+from musicrl.preference.dataset import write_comparisons, write_ratings
 from musicrl.preference.store import Store
 from musicrl.preference.tables import choices, clips, prompts, ratings, servings
 from musicrl.types import Comparison, Prompt, Rating, TokenClip
@@ -65,7 +62,7 @@ def export(config: ExportConfig) -> int:
     try:
         if config.what == "comparisons":
             return write_comparisons(config.file, comparisons(store, config))
-        return _write_ratings(config.file, marks(store, config))
+        return write_ratings(config.file, marks(store, config))
     finally:
         store.close()
 
@@ -118,13 +115,6 @@ def marks(store: Store, config: ExportConfig) -> Iterator[Rating]:
             simulated=False,
             time=_time(time),
         )
-
-
-def _write_ratings(path: Path, rows: Iterator[Rating]) -> int:
-    with DatasetWriter(path, RATINGS) as writer:
-        while batch := list(islice(rows, ROWS_PER_GROUP)):
-            writer.write(rating_batch(batch))
-    return writer.num_rows
 
 
 def _columns(table: Any) -> list[Any]:

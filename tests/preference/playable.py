@@ -1,7 +1,8 @@
-"""Clips and pools to serve that no model had to make, and a clock that tests turn."""
+"""Clips, pools and comparisons that no model had to make, and a clock that tests turn."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from musicrl.preference.dataset import DatasetWriter
 from musicrl.preference.pool import TABLE
 from musicrl.preference.rows import pool_batch
 from musicrl.preference.schema import POOL
-from musicrl.types import Prompt, TokenClip
+from musicrl.types import Comparison, Prompt, TokenClip
 
 
 class Clock:
@@ -49,3 +50,26 @@ def write_tones(folder: Path, *, prompts: int = 3, clips: int = 4, seconds: floa
         turns = (220 + 40 * number) * np.arange(round(16000 * seconds)) / 16000
         write_wav(folder / row.wav, (0.3 * np.sin(2 * np.pi * turns)).astype(np.float32), 16000)
     return folder
+
+
+def token_clip(number: int, steps: int = 4, streams: int = 2) -> TokenClip:
+    """Random tokens under the name of their number."""
+    rng = np.random.default_rng(number)
+    tokens = rng.integers(-(2**15), 2**15, (steps, streams), dtype=np.int16)
+    return TokenClip(id=f"clip-{number}", tokens=tokens, policy="base@00")
+
+
+def compared(number: int) -> Comparison:
+    """Comparison `number`, of one of three prompts, by one of five raters."""
+    return Comparison(
+        id=f"pair-{number}",
+        prompt=Prompt(id=f"p{number % 3}", text=f"a tune, number {number % 3}"),
+        clip_a=token_clip(2 * number),
+        clip_b=token_clip(2 * number + 1, steps=3 + number % 2),
+        choice=("a", "b", "none")[number % 3],
+        heard_a=0.5,
+        heard_b=1.0,
+        rater=f"rater-{number % 5}",
+        simulated=False,
+        time=datetime(2024, 2, 6, 12, 0, number % 60, 250, tzinfo=UTC),
+    )

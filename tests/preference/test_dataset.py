@@ -30,33 +30,12 @@ from musicrl.preference.rows import (
 )
 from musicrl.preference.schema import COMPARISONS, POOL, RATINGS
 from musicrl.types import Comparison, Prompt, Rating, TokenClip
-from tests.preference.playable import playable
+from tests.preference.playable import compared, playable, token_clip
 
 FORMAT = Path(__file__).parent.parent.parent / "musicrl" / "preference" / "FORMAT.md"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 NOTHING = np.empty(0, np.int16)
 SHARE = st.floats(0, 1, width=32)
-
-
-def clip(number: int, steps: int = 4, streams: int = 2) -> TokenClip:
-    rng = np.random.default_rng(number)
-    tokens = rng.integers(-(2**15), 2**15, (steps, streams), dtype=np.int16)
-    return TokenClip(id=f"clip-{number}", tokens=tokens, policy="base@00")
-
-
-def comparison(number: int) -> Comparison:
-    return Comparison(
-        id=f"pair-{number}",
-        prompt=Prompt(id=f"p{number % 3}", text=f"a tune, number {number % 3}"),
-        clip_a=clip(2 * number),
-        clip_b=clip(2 * number + 1, steps=3 + number % 2),
-        choice=("a", "b", "none")[number % 3],
-        heard_a=0.5,
-        heard_b=1.0,
-        rater=f"rater-{number % 5}",
-        simulated=False,
-        time=datetime(2024, 2, 6, 12, 0, number % 60, 250, tzinfo=UTC),
-    )
 
 
 def same(left: Comparison, right: Comparison) -> bool:
@@ -74,7 +53,7 @@ def bare(row: Comparison) -> Comparison:
 
 
 def test_files_give_back_what_was_written_in_groups_of_bounded_size(tmp_path: Path) -> None:
-    written = [comparison(n) for n in range(2 * ROWS_PER_GROUP + 10)]
+    written = [compared(n) for n in range(2 * ROWS_PER_GROUP + 10)]
     path = tmp_path / "pairs.parquet"
     assert write_comparisons(path, iter(written)) == len(written)
     batches = list(read_comparisons([path]))
@@ -126,7 +105,7 @@ def test_ratings_and_pools_come_back() -> None:
     mark = Rating(
         id="r",
         prompt=Prompt(id="p", text="t"),
-        clip=clip(1),
+        clip=token_clip(1),
         score=4,
         heard=0.25,
         rater="rater-1",
@@ -143,7 +122,7 @@ def test_ratings_and_pools_come_back() -> None:
 
 
 def test_swapping_twice_changes_nothing() -> None:
-    row = comparison(1)
+    row = compared(1)
     swapped = row.swap()
     assert swapped.choice == "a"
     assert (swapped.clip_a, swapped.heard_a, swapped.heard_b) == (row.clip_b, 1.0, 0.5)
@@ -199,7 +178,7 @@ def test_a_bad_file_is_refused_by_name_or_skipped_never_half_read(
 ) -> None:
     good, bad = tmp_path / "good.parquet", tmp_path / "bad.parquet"
     for path in (good, bad):
-        write_comparisons(path, map(comparison, range(3000)))
+        write_comparisons(path, map(compared, range(3000)))
     spoil(bad)
     with pytest.raises(ValueError, match=f"{re.escape(str(bad))}.*{sentence}"):
         next(read_comparisons([good, bad]))
@@ -226,7 +205,7 @@ def test_a_bad_file_is_refused_by_name_or_skipped_never_half_read(
 def test_a_row_against_the_rules_is_named(
     column: str, value: object, sentence: str, tmp_path: Path
 ) -> None:
-    table = pa.Table.from_batches([comparison_batch([comparison(n) for n in range(4)])])
+    table = pa.Table.from_batches([comparison_batch([compared(n) for n in range(4)])])
     at, values = table.schema.get_field_index(column), table.column(column).to_pylist()
     values[2] = value
     field = table.schema.field(column)
@@ -238,7 +217,7 @@ def test_a_row_against_the_rules_is_named(
 
 
 def test_simulated_rows_need_a_name_that_says_so(tmp_path: Path) -> None:
-    row = replace(comparison(0), simulated=True, rater="simulated-0")
+    row = replace(compared(0), simulated=True, rater="simulated-0")
     with pytest.raises(ValueError, match="its name must contain 'simulated'"):
         write_comparisons(tmp_path / "pairs.parquet", [row])
     assert not list(tmp_path.iterdir())
@@ -250,7 +229,7 @@ def test_a_failure_on_the_way_leaves_no_file(tmp_path: Path) -> None:
         raise OSError("the database went away")
 
     path = tmp_path / "pairs.parquet"
-    write_comparisons(path, [comparison(0)])
+    write_comparisons(path, [compared(0)])
     before = path.read_bytes()
     with pytest.raises(OSError, match="went away"):
         write_comparisons(path, (row for _ in [0] for row in rows()))

@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from cluster.cli import EXIT_FAULT, main
-from musicrl.preference.dataset import read_comparisons
-from musicrl.preference.rows import to_ratings
+from musicrl.preference.dataset import read_comparisons, read_ratings
 from musicrl.preference.store import Store
 from musicrl.types import Choice, Comparison
 from tests.preference.playable import Clock, playable
@@ -87,7 +85,7 @@ def test_ratings_are_exported(store: Store, clock: Clock, tmp_path: Path) -> Non
     out = tmp_path / "marks.parquet"
     flags = ["--database", str(tmp_path / "preferences.db"), "--out", str(out)]
     assert main(["prefs", "export", "--what", "ratings", *flags]) == 0
-    (mark,) = to_ratings(pq.read_table(out).to_batches()[0])
+    ((mark,),) = read_ratings([out])
     assert (mark.score, mark.heard, mark.clip.id) == (5, 1.0, "clip-1-3")
     assert np.array_equal(mark.clip.tokens, playable(1, 3).clip.tokens)
 
