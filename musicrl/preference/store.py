@@ -180,7 +180,8 @@ class Store:
         """Insert the rows whose keys are free; how many those were."""
         dialect = sqlite if self.engine.dialect.name == "sqlite" else postgresql
         statement = dialect.insert(table).values(rows).on_conflict_do_nothing()
-        return connection.execute(statement).rowcount
+        key = next(iter(table.primary_key))  # a driver's own count of rows may be unknown
+        return len(connection.execute(statement.returning(key)).all())
 
     def _keep(
         self, connection: Connection, answer: Column[Any], row: dict[str, Any], same: Any

@@ -183,13 +183,12 @@ def test_two_answers_at_the_same_moment_leave_one(store: Store) -> None:
     assert outcomes.count("kept") == outcomes.count("refused") == count(store, choices) == 40
 
 
-def test_what_was_kept_survives_a_killed_process(store: Store, tmp_path: Path) -> None:
+def test_what_was_kept_survives_a_killed_process(store: Store) -> None:
     program = """
 import os, signal, sys
-from pathlib import Path
 from musicrl.preference.store import Store
 from tests.preference.playable import playable
-store = Store.open(Path(sys.argv[1]))
+store = Store.open(sys.argv[1])
 for n in range(25):
     prompt = playable(0, 0).prompt
     offer = store.serve(rater='k', request=str(n), prompt=prompt, clip_a='clip-0-0', clip_b='clip-0-1')
@@ -197,7 +196,8 @@ for n in range(25):
 print('kept', flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    command = [sys.executable, "-c", program, str(tmp_path / "preferences.db")]
+    url = store.engine.url.render_as_string(hide_password=False)
+    command = [sys.executable, "-c", program, url]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "kept\n", done.stderr
     assert done.returncode < 0
