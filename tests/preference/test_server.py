@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import soundfile
-from httpx import Response
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
@@ -89,16 +88,12 @@ def hear(browser: TestClient, offer: dict[str, Any], clock: Clock, share: float 
         assert browser.post("/api/plays", json={**body, **span}).status_code == 200
 
 
-def choose(browser: TestClient, offer: dict[str, Any], choice: str) -> Response:
-    answer: Response = browser.post(
-        "/api/choices", json={"token": offer["token"], "choice": choice}
-    )
-    return answer
+def choose(browser: TestClient, offer: dict[str, Any], choice: str) -> Any:
+    return browser.post("/api/choices", json={"token": offer["token"], "choice": choice})
 
 
-def rate(browser: TestClient, offer: dict[str, Any], score: int) -> Response:
-    answer: Response = browser.post("/api/ratings", json={"token": offer["token"], "score": score})
-    return answer
+def rate(browser: TestClient, offer: dict[str, Any], score: int) -> Any:
+    return browser.post("/api/ratings", json={"token": offer["token"], "score": score})
 
 
 def test_a_listener_hears_chooses_and_is_remembered(serve: Serve, clock: Clock) -> None:
