@@ -89,23 +89,23 @@ class SimulatedRaters:
 
     def agreement(self, pairs: Pairs, temperature: float | None = None) -> float:
         """Expected share of pairs on which two raters, each hearing an order of its own, agree."""
-        wins = self._preferences(pairs, temperature)
-        R = len(wins)
-        both = wins.sum(0) ** 2 - (wins**2).sum(0)
-        losses = 1 - wins
-        neither = losses.sum(0) ** 2 - (losses**2).sum(0)
-        return float(((both + neither) / (R * (R - 1))).mean())
+        R, M = len(self.utilities), len(pairs.first)
+        total, squares = np.zeros(M), np.zeros(M)
+        for rater in range(R):
+            wins = self._preference(pairs, rater, temperature)
+            total += wins
+            squares += wins**2
+        both = total**2 - squares  # over ordered pairs of two raters
+        neither = (R - total) ** 2 - (R - 2 * total + squares)
+        return float((both + neither).mean() / (R * (R - 1)))
 
-    def _preferences(self, pairs: Pairs, temperature: float | None) -> Floats:
-        """Probability [R, M] that a rater prefers the clip in `first`, over both orders."""
+    def _preference(self, pairs: Pairs, rater: int, temperature: float | None) -> Floats:
+        """Probability [M] that a rater prefers the clip in `first`, over both orders."""
+        everywhere = np.full(len(pairs.first), rater)
         swapped = Pairs(first=pairs.second, second=pairs.first)
-        rows = []
-        for rater in range(len(self.utilities)):
-            everyone = np.full(len(pairs.first), rater)
-            there = self.first_wins(pairs, everyone, temperature)
-            back = self.first_wins(swapped, everyone, temperature)
-            rows.append((there + 1 - back) / 2)
-        return np.array(rows)
+        there = self.first_wins(pairs, everywhere, temperature)
+        back = self.first_wins(swapped, everywhere, temperature)
+        return (there + 1 - back) / 2
 
     def _calibrate(self, pairs: Pairs) -> float:
         """The temperature of the wanted agreement, by bisection: noise only ever lowers it."""

@@ -7,6 +7,7 @@ its table. All of it is decided by the seeds.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -107,7 +108,7 @@ def simulate(config: SimulateConfig, console: Console | None = None) -> dict[str
     pairs = draw_pairs(scored.prompts, config.pairs, rng)
     who, other = draw_two(config.rater.raters, config.pairs, rng)
     wins = rng.random(config.pairs) < raters.first_wins(pairs, who)
-    again = rng.random(config.pairs) < raters.first_wins(pairs, other)
+    again = hear_anew(raters, pairs, other, rng)
     write_comparisons(config.out, comparisons(scored.clips, pairs, who, wins, config.seed))
     figures = measure(scored, raters, pairs, wins, again)
     report = {"simulated": True, "file": str(config.out), "rater": asdict(config.rater), **figures}
@@ -138,6 +139,17 @@ def draw_two(raters: int, count: int, rng: np.random.Generator) -> tuple[Ints, I
     return first, (first + 1 + rng.integers(raters - 1, size=count)) % raters
 
 
+def hear_anew(
+    raters: SimulatedRaters, pairs: Pairs, who: Ints, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Whether the first clip of each pair wins, bool [M], with a rater who may hear it second."""
+    swapped = Pairs(first=pairs.second, second=pairs.first)
+    is_swapped = rng.random(len(who)) < 0.5
+    there, back = raters.first_wins(pairs, who), 1 - raters.first_wins(swapped, who)
+    wins: NDArray[np.bool_] = rng.random(len(who)) < np.where(is_swapped, back, there)
+    return wins
+
+
 def comparisons(
     clips: Sequence[PlayableClip], pairs: Pairs, who: Ints, wins: NDArray[np.bool_], seed: int
 ) -> Iterator[Comparison]:
@@ -147,14 +159,14 @@ def comparisons(
     )
     for number, (first, second, rater, first_wins) in enumerate(rows):
         yield Comparison(
-            id=f"{SIMULATED}{seed}-{number:07d}",
+            id=_identifier(seed, number, clips[first].clip.id, clips[second].clip.id),
             prompt=clips[first].prompt,
             clip_a=clips[first].clip,
             clip_b=clips[second].clip,
             choice="a" if first_wins else "b",
             heard_a=1.0,
             heard_b=1.0,
-            rater=f"{SIMULATED}{rater:05d}",
+            rater=f"{SIMULATED}{seed}-{rater:05d}",
             simulated=True,
             time=NO_TIME,
         )
@@ -231,6 +243,12 @@ def _scored(
         embeddings=embeddings[heard],
         unscored=len(clips) - len(kept),
     )
+
+
+def _identifier(seed: int, number: int, first: str, second: str) -> str:
+    """Of a comparison: another one for another pool under the same seed."""
+    text = f"{seed}/{number}/{first}/{second}"
+    return SIMULATED + hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 def _follows(values: Floats, pairs: Pairs, wins: NDArray[np.bool_]) -> float | None:

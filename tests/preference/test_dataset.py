@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,7 +34,8 @@ from musicrl.preference.schema import COMPARISONS, POOL, RATINGS
 from musicrl.types import Comparison, Prompt, Rating, TokenClip
 from tests.preference.playable import compared, playable, token_clip
 
-FORMAT = Path(__file__).parent.parent.parent / "musicrl" / "preference" / "FORMAT.md"
+ROOT = Path(__file__).parent.parent.parent
+FORMAT = ROOT / "musicrl" / "preference" / "FORMAT.md"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 NOTHING = np.empty(0, np.int16)
 SHARE = st.floats(0, 1, width=32)
@@ -246,3 +249,13 @@ def test_the_page_on_the_format_names_every_column_with_its_type(schema: pa.Sche
         assert field.name in text or stem in text
         documented = rows.get(field.name) or rows.get(f"{stem}_a")
         assert documented == str(field.type)
+
+
+def test_files_are_read_without_the_extra_that_collects() -> None:
+    program = (
+        "import sys, musicrl.preference.dataset, musicrl.preference.validate\n"
+        "import musicrl.preference.combine, musicrl.preference.simulate\n"
+        "sys.exit(bool({'sqlalchemy', 'fastapi', 'uvicorn', 'itsdangerous'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
+    assert done.returncode == 0
