@@ -97,7 +97,7 @@ class Mark(Body):
     score: Annotated[int, Field(ge=1, le=5)]
 
 
-class Gate:
+class Admission:
     """Who may ask, and how often."""
 
     def __init__(self, rules: Rules, sessions: Sessions) -> None:
@@ -157,26 +157,26 @@ def make_app(rules: Rules, store: Store, source: ClipSource, sessions: Sessions)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _failed)
-    gate = Gate(rules, sessions)
-    _add_page(app, gate)
-    _add_listening(app, rules, store, source, gate)
-    _add_answers(app, rules, store, gate)
+    admission = Admission(rules, sessions)
+    _add_page(app, admission)
+    _add_listening(app, rules, store, source, admission)
+    _add_answers(app, rules, store, admission)
     return app
 
 
-def _add_page(app: FastAPI, gate: Gate) -> None:
+def _add_page(app: FastAPI, admission: Admission) -> None:
     @app.get("/")
     def page(request: Request) -> Response:
-        return gate.admit(request)
+        return admission.admit(request)
 
     for name in ("page.css", "page.js", "player.js", "icon.svg"):
         app.add_api_route(f"/{name}", _file(PAGE / name))
 
 
 def _add_listening(
-    app: FastAPI, rules: Rules, store: Store, source: ClipSource, gate: Gate
+    app: FastAPI, rules: Rules, store: Store, source: ClipSource, admission: Admission
 ) -> None:
-    Rater = Annotated[str, Depends(gate.rater)]
+    Rater = Annotated[str, Depends(admission.rater)]
 
     @app.get("/api/session")
     def session(rater: Rater) -> dict[str, Any]:
@@ -213,8 +213,8 @@ def _add_listening(
         return {"heard": store.play(rater=rater, **play.model_dump())}
 
 
-def _add_answers(app: FastAPI, rules: Rules, store: Store, gate: Gate) -> None:
-    Rater = Annotated[str, Depends(gate.rater)]
+def _add_answers(app: FastAPI, rules: Rules, store: Store, admission: Admission) -> None:
+    Rater = Annotated[str, Depends(admission.rater)]
 
     @app.post("/api/choices")
     def choose(rater: Rater, answer: Answer) -> dict[str, Any]:

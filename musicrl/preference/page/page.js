@@ -64,6 +64,7 @@ function showAsk() {
 async function request(text) {
   say(rules.takes_text ? "Making music, this takes some seconds" : "Fetching the music", true);
   const found = await askJson("/api/offers", { request: number(), prompt: text });
+  if (found.finished && text) return say(`That was all of it: ${found.finished}.`);
   if (found.finished) {
     find("end-text").textContent = `Thank you: ${found.finished}.`;
     say("");
@@ -78,6 +79,7 @@ async function request(text) {
   await Promise.all(sides.map((side, i) => addCard(side).load(clips[i], offer.clips[side].seconds)));
   say(sides.length > 1 ? "Two clips are ready." : "A clip is ready.");
   showState();
+  find("cards").querySelector(".play").focus();
 }
 
 function addCard(side) {
