@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from musicrl.audio import write_wav
+from musicrl.audio import read_wav, write_wav
 from musicrl.evaluation.evaluate import policy_file
 from musicrl.preference.clip import PlayableClip
 from musicrl.preference.dataset import DatasetWriter, check_file, read_batches
@@ -116,18 +116,21 @@ def read_pool(folder: Path) -> tuple[PlayableClip, ...]:
     return clips
 
 
-def decode_pool(clips: Sequence[PlayableClip], world: World) -> Iterator[SampledClips]:
-    """The clips of a pool with their audio, decoded from their tokens, some at a time.
+def hear_pool(
+    folder: Path, clips: Sequence[PlayableClip], sample_rate: int
+) -> Iterator[SampledClips]:
+    """The clips of a pool with the audio of their files, some at a time, at `sample_rate` Hz.
 
-    Raises ValueError naming a clip that is no grid of this world, or not as long as the first.
+    Raises ValueError naming a file that is unreadable or not as long as the first.
     """
-    shape = (clips[0].clip.tokens.shape[0], world.layout.num_streams)
+    size = len(read_wav(folder / clips[0].wav, sample_rate=sample_rate))
     for first in range(0, len(clips), CLIPS_AT_ONCE):
         part = tuple(clips[first : first + CLIPS_AT_ONCE])
-        for playable in part:
-            _check_tokens(playable.clip, shape, max(world.layout.vocab_sizes))
-        audio = world.decode(np.stack([playable.clip.tokens for playable in part]))
-        yield SampledClips(clips=part, audio=Clips(audio=audio, sample_rate=world.sample_rate))
+        audio = [read_wav(folder / clip.wav, sample_rate=sample_rate) for clip in part]
+        for clip, samples in zip(part, audio, strict=True):
+            if len(samples) != size:
+                raise ValueError(f"{folder / clip.wav} has {len(samples)} samples, not {size}")
+        yield SampledClips(clips=part, audio=Clips(audio=np.stack(audio), sample_rate=sample_rate))
 
 
 def sample_clips(config: SampledClipsConfig) -> Iterator[SampledClips]:
@@ -194,10 +197,3 @@ def clip_id(prompt: Prompt, tokens: NDArray[np.int16], policy: str) -> str:
     digest = hashlib.blake2b(f"{policy}\0{prompt.text}\0".encode(), digest_size=12)
     digest.update(tokens.astype("<i2").tobytes())
     return digest.hexdigest()
-
-
-def _check_tokens(clip: TokenClip, shape: tuple[int, int], vocab_size: int) -> None:
-    if clip.tokens.shape != shape:
-        raise ValueError(f"clip {clip.id} is a grid of {clip.tokens.shape}, expected {shape}")
-    if not (clip.tokens.min() >= 0 and clip.tokens.max() < vocab_size):
-        raise ValueError(f"clip {clip.id} holds tokens outside the world's vocabulary")

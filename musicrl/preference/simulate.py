@@ -27,7 +27,7 @@ from musicrl.preference.dataset import write_comparisons
 from musicrl.preference.pool import (
     SampledClips,
     SampledClipsConfig,
-    decode_pool,
+    hear_pool,
     read_pool,
     sample_clips,
 )
@@ -204,7 +204,7 @@ def score_clips(config: SimulateConfig) -> ScoredClips:
     if config.pool is None:
         batches: Iterable[SampledClips] = sample_clips(config.clips)
     else:
-        batches = decode_pool(read_pool(config.pool), world)
+        batches = hear_pool(config.pool, read_pool(config.pool), world.sample_rate)
     terms = {name: make_term(name, world) for name in config.rater.weights}
     clips: list[PlayableClip] = []
     rows, embeddings = [], []

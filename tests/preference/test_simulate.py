@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cluster.cli import EXIT_FAULT, main
-from musicrl.audio import read_wav
+from musicrl.audio import read_wav, write_wav
 from musicrl.preference.dataset import read_comparisons
-from musicrl.preference.pool import POOL_STEP, read_pool
+from musicrl.preference.pool import POOL_STEP, hear_pool, read_pool
 from musicrl.preference.simulate import SimulateConfig, score_clips
 from musicrl.rewards.text import TextAdherence
 from musicrl.rollout import RolloutWorker
@@ -87,6 +87,14 @@ def test_a_pool_that_lacks_a_wav_is_refused(pool: Path, tmp_path: Path) -> None:
         read_pool(copy)
 
 
+def test_a_pool_of_clips_of_two_lengths_is_refused(pool: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(pool, tmp_path / "pool")
+    clips = read_pool(copy)
+    write_wav(copy / clips[3].wav, np.zeros(100, np.float32), 16000)
+    with pytest.raises(ValueError, match=f"{copy / clips[3].wav} has 100 samples, not 6400"):
+        list(hear_pool(copy, clips, 16000))
+
+
 def test_all_that_is_simulated_says_so(tiny_world: Path, pool: Path, tmp_path: Path) -> None:
     flags = ["--pool", str(pool), "--clips.weights", str(tiny_world), "--pairs", "200"]
     rows = simulated(tmp_path / "simulated.parquet", *flags)
@@ -112,14 +120,14 @@ def test_the_seed_decides_and_the_batches_do_not(tiny_world: Path, tmp_path: Pat
     assert first != other
 
 
-def test_terms_are_the_rewards_of_the_decoded_clips(tiny_world: Path, pool: Path) -> None:
+def test_terms_are_the_rewards_of_what_is_heard(tiny_world: Path, pool: Path) -> None:
     tree = {"pool": str(pool), "clips": {"weights": str(tiny_world)}}
     weights = {"rater": {"weights": {"text": 1.0, "sounding": 0.5}}}
     scored = score_clips(build(SimulateConfig, {**tree, **weights}, origin="test"))
     world = World.load(tiny_world)
     text = TextAdherence(world.embedder)
     for clip, score, number in zip(scored.clips, scored.terms["text"], scored.prompts, strict=True):
-        audio = Clips(audio=world.decode(clip.clip.tokens[None]), sample_rate=world.sample_rate)
+        audio = Clips(audio=read_wav(pool / clip.wav)[None], sample_rate=world.sample_rate)
         assert score == pytest.approx(text([clip.prompt], audio)[0], abs=1e-5)
         assert scored.clips[int(np.argmax(scored.prompts == number))].prompt == clip.prompt
     eighths = 8 * scored.terms["sounding"]  # a clip of 0.4 s has eight frames

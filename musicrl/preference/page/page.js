@@ -207,6 +207,7 @@ function showFault(fault) {
   say("");
   find("fault").textContent = fault.message;
   find("fault").hidden = false;
+  find("fault").scrollIntoView({ block: "nearest" });
 }
 
 function showCount(count) {
