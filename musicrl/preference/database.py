@@ -29,14 +29,11 @@ READS = {"musicrl_reads": True}
 def open_database(database: Path | str) -> Engine:
     """An engine on a database that holds the tables; missing ones are made, and so is a file.
 
-    Raises ValueError naming a URL that SQLAlchemy does not understand, and a database that cannot
-    be opened or is none.
+    Raises ValueError as `database_file`, and naming a database that cannot be opened or is none.
     """
     try:
         engine = _engine(database)
         metadata.create_all(engine)
-    except ArgumentError as fault:
-        raise ValueError(f"{_shown(database)} is not the URL of a database: {fault}") from fault
     except SQLAlchemyError as fault:
         reason = fault.orig if isinstance(fault, OperationalError) else fault
         raise ValueError(f"cannot open the database {_shown(database)}: {reason}") from fault
@@ -44,15 +41,24 @@ def open_database(database: Path | str) -> Engine:
 
 
 def database_file(database: Path | str) -> Path | None:
-    """The file that a database is, if it is one of SQLite's."""
+    """The file that a database is, if it is one of SQLite's.
+
+    Raises ValueError naming a URL that is none.
+    """
     if isinstance(database, Path) or "://" not in database:
         return Path(database)
-    url = make_url(database)
+    try:
+        url = make_url(database)
+        url.get_dialect()
+    except ArgumentError as fault:
+        raise ValueError(f"{_shown(database)} is not the URL of a database: {fault}") from fault
     return Path(url.database) if url.drivername.startswith("sqlite") and url.database else None
 
 
 def _engine(database: Path | str) -> Engine:
     path = database_file(database)
+    if path is None and str(database).startswith("sqlite"):
+        raise ValueError(f"a database of SQLite needs a file to outlive the process: {database}")
     if path is None:
         return create_engine(str(database), pool_pre_ping=True)
     path.parent.mkdir(parents=True, exist_ok=True)

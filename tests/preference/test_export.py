@@ -12,6 +12,8 @@ from musicrl.preference.store import Store
 from musicrl.types import Choice, Comparison
 from tests.preference.playable import Clock, playable
 
+NO_URL = "nothing://x is not the URL of a database: Can't load plugin: sqlalchemy.dialects:nothing"
+
 
 def answer(
     store: Store, clock: Clock, request: str, choice: Choice, *, share: float, rater: str = "ann"
@@ -116,6 +118,7 @@ def test_validate_counts(
     [
         (["exprot"], "unknown job 'exprot' (nearest: export)"),
         (["export", "--database", "no.db"], "no database at no.db"),
+        (["export", "--database", "nothing://x"], NO_URL),
         (["export", "a.parquet"], "musicrl prefs export takes no files, got a.parquet"),
         (["export", "--minimum-share", "2"], "command line: minimum_share must be 0 to 1, got 2.0"),
         (["validate"], "prefs validate needs files, as in: musicrl prefs validate a.parquet"),

@@ -207,6 +207,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 @pytest.mark.parametrize(
     ("database", "sentence"),
     [
+        ("sqlite://", "a database of SQLite needs a file to outlive the process"),
         ("nothing://", "nothing:// is not the URL of a database"),
         (
             "oracle+nothing://somebody:secret@host/db",
