@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, event, func, select
 
 from musicrl.preference.database import READS
 from musicrl.preference.refusal import AlreadyAnswered, Impossible, NotHeard, UnknownServing
@@ -229,7 +229,12 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_choices(store: Store) -> None:
+def test_ten_thousand_choices(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "many.db")
+    # Only the number of answers is at stake here: without the flushes it takes a fraction of the time.
+    event.listen(store.engine, "connect", lambda db, _: db.execute("PRAGMA synchronous=OFF"))
+    store.close()  # the next connection is a new one
+    store.add_clips(playable(0, index) for index in range(2))
     rows = [
         {"token": f"t{n}", "rater": f"rater-{n % 50}", "request": f"r{n}", "prompt": "p0"}
         | {"clip_a": "clip-0-0", "clip_b": "clip-0-1", "served": 0.0}
@@ -245,3 +250,4 @@ def test_ten_thousand_choices(store: Store) -> None:
         assert all(pool.map(answer, range(10_000)))
     assert count(store, choices) == 10_000
     assert store.num_answers("rater-7") == 200
+    store.close()
