@@ -134,9 +134,11 @@ class CpuOps:
             dense = weight.to(dtype).contiguous()
             self._packed[key] = torch.ops.mkldnn._reorder_linear_weight(dense, self._num_rows)
         fused = torch.ops.mkldnn._linear_pointwise
-        rows = padded(x) if is_exact else x
-        out: Tensor = fused(rows, self._packed[key], None, after, [], "none")
-        return out[: len(x)]
+        if is_exact and len(x) < FEWEST_ROWS:
+            whole: Tensor = fused(padded(x), self._packed[key], None, after, [], "none")
+            return whole[: len(x)]
+        out: Tensor = fused(x, self._packed[key], None, after, [], "none")
+        return out
 
     def _doubles(self, count: int) -> int:
         """Address of so many float64 for each thread."""
