@@ -1,11 +1,1 @@
-"""Token models. `POLICIES` is the table of families: to add one, a file here and a line below."""
-
-from __future__ import annotations
-
-from collections.abc import Mapping
-
-from musicrl.policies.delayed import DelayedLM
-from musicrl.policies.musiclm import MusicLM
-
-POLICIES: Mapping[str, type[MusicLM | DelayedLM]] = {"musiclm": MusicLM, "delayed": DelayedLM}
-"""Name of a family to its class; a class has `from_file(path)`."""
+"""Token models: the families, their parts, and the protocol that they keep."""

@@ -16,9 +16,7 @@ from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.ops import EPS
 from musicrl.sampler.reference import FEWEST_ROWS, attend_varlen, padded, product
 from musicrl.sampler.sampling import Drawn, Precision, SamplingConfig
-
-LONGEST_SUM = 192
-"""Inputs of a float32 product that oneDNN adds up in the order of torch's own product."""
+from musicrl.sampler.summation import Packed, pack, parts_of, product_in_parts
 
 
 class CpuOps:
@@ -33,7 +31,7 @@ class CpuOps:
         self._num_rows = max(num_rows, FEWEST_ROWS)
         self.kv_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._threads = torch.get_num_threads()
-        self._packed: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
+        self._packed: dict[tuple[int, torch.Size, torch.dtype], Packed] = {}
         self._scratch = torch.empty(0, dtype=torch.float64)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -121,24 +119,22 @@ class CpuOps:
     def _product(
         self, x: Tensor, weight: Tensor, dtype: torch.dtype, after: str = "none"
     ) -> Tensor:
-        """x by the packed weight, in `dtype`, then GELU if asked; torch's own without oneDNN, and
-        where float32 samples would be added up in another order than the learner's."""
+        """x by the packed weight, in `dtype`, then GELU if asked. In float32 the sums are the
+        learner's; torch's own product without oneDNN, and where its order is not known."""
         x = x.to(dtype)
-        is_exact = self.kv_dtype == torch.float32
-        is_long = is_exact and weight.shape[1] > LONGEST_SUM
-        if is_long or not torch.backends.mkldnn.is_available():
+        parts = self._parts(weight.shape[1])
+        if parts is None or not torch.backends.mkldnn.is_available():
             y = product(x, weight.to(dtype))
             return F.gelu(y) if after == "gelu" else y
         key = weight.data_ptr(), weight.shape, dtype
         if key not in self._packed:
-            dense = weight.to(dtype).contiguous()
-            self._packed[key] = torch.ops.mkldnn._reorder_linear_weight(dense, self._num_rows)
-        fused = torch.ops.mkldnn._linear_pointwise
-        if is_exact and len(x) < FEWEST_ROWS:
-            whole: Tensor = fused(padded(x), self._packed[key], None, after, [], "none")
-            return whole[: len(x)]
-        out: Tensor = fused(x, self._packed[key], None, after, [], "none")
-        return out
+            self._packed[key] = pack(weight.to(dtype), parts, self._num_rows)
+        if self.kv_dtype == torch.float32 and len(x) < FEWEST_ROWS:
+            return product_in_parts(padded(x), self._packed[key], parts, after)[: len(x)]
+        return product_in_parts(x, self._packed[key], parts, after)
+
+    def _parts(self, inputs: int) -> tuple[int, ...] | None:
+        return parts_of(inputs) if self.kv_dtype == torch.float32 else (inputs,)
 
     def _doubles(self, count: int) -> int:
         """Address of so many float64 for each thread."""

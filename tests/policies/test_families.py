@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from musicrl.policies import POLICIES
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.policies.musiclm import MusicLM, MusicLMConfig
+from musicrl.policies.table import POLICIES
 from musicrl.sampler.engine import Engine, Samples
 from musicrl.sampler.randomness import uniforms
 from musicrl.sampler.sampling import Backend, SamplingConfig, draw, grid_log_probs, guide

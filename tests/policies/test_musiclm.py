@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from musicrl.checkpoint import load_tensors, save_tensors
-from musicrl.policies import POLICIES
 from musicrl.policies.musiclm import MusicLM, MusicLMConfig
+from musicrl.policies.table import POLICIES
 
 CONFIG = MusicLMConfig(
     semantic_vocab=3,

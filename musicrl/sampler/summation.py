@@ -1,0 +1,69 @@
+"""In which order torch adds the terms of a float32 product, found by trying.
+
+A library adds long sums in parts, and rounds after each; which parts is its own affair and differs
+between machines. A product that oneDNN computes in the same parts, added in the same order, has the
+same bits as the learner's, at oneDNN's pace.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Packed = Sequence[Tensor]
+"""Weights of the parts."""
+BLOCKS = (192, 256, 384, 128, 336, 512)
+"""Lengths of parts that libraries are known to use."""
+ROWS, OUTPUTS = 48, 96
+"""Of the products that are tried."""
+
+
+@functools.cache
+def parts_of(inputs: int) -> tuple[int, ...] | None:
+    """Lengths of the parts in which torch adds up `inputs` terms; None when no guess fits."""
+    generator = torch.Generator().manual_seed(inputs)
+    x = torch.randn(ROWS, inputs, generator=generator)
+    weight = torch.randn(OUTPUTS, inputs, generator=generator)
+    wanted = F.linear(x, weight)
+    for parts in _guesses(inputs):
+        if torch.equal(product_in_parts(x, pack(weight, parts, ROWS), parts), wanted):
+            return parts
+    return None
+
+
+def pack(weight: Tensor, parts: Sequence[int], num_rows: int) -> Packed:
+    """The weight [O, I] for `product_in_parts` of about `num_rows` rows."""
+    return tuple(
+        torch.ops.mkldnn._reorder_linear_weight(part.contiguous(), num_rows)
+        for part in weight.split(list(parts), dim=1)
+    )
+
+
+def product_in_parts(
+    x: Tensor, packed: Packed, parts: Sequence[int], after: str = "none"
+) -> Tensor:
+    """x [B, I] by a packed weight: [B, O], then `after` ("none" or "gelu")."""
+    fused = torch.ops.mkldnn._linear_pointwise
+    out: Tensor | None = None
+    for part, weight in zip(x.split(list(parts), dim=1), packed, strict=True):
+        part = part.contiguous()
+        if out is not None:
+            out = fused.binary(part, out, weight, None, "add")
+        else:
+            out = fused(part, weight, None, after if len(parts) == 1 else "none", [], "none")
+    assert out is not None, "a product has inputs"
+    return F.gelu(out) if after == "gelu" and len(parts) > 1 else out
+
+
+def _guesses(inputs: int) -> Iterator[tuple[int, ...]]:
+    yield (inputs,)
+    for block in BLOCKS:
+        if inputs > block:
+            whole, rest = divmod(inputs, block)
+            yield (block,) * whole + ((rest,) if rest else ())
+    half = -(-inputs // 2)
+    yield (half, inputs - half)
