@@ -39,7 +39,7 @@ from musicrl.journal import Iteration, Journal, add_up
 from musicrl.learner import StepReport
 from musicrl.prompts import draw
 from musicrl.rollout import Chunk, chunks_of
-from musicrl.run import is_due
+from musicrl.run import is_due, is_measured
 from musicrl.stop import StopRequest
 from musicrl.types import Prompt
 
@@ -73,8 +73,11 @@ class Controller:
         journal: Journal,
         stop: StopRequest,
         heard: EvaluationChunk,
+        measure: Callable[[int, Any], None],
     ) -> None:
-        """`heard` are the fixed prompts to play when `evaluation.every` says so."""
+        """`heard` are the fixed prompts to play when `evaluation.every` says so; `measure` has all
+        held-out prompts measured with a version, which the learner holds and whose weights a
+        reference stands for."""
         self.config = config
         self.prompts = prompts
         self.fleet = fleet
@@ -82,6 +85,7 @@ class Controller:
         self.journal = journal
         self.stop = stop
         self.heard = heard
+        self.measure_heldout = measure
         self.epoch = 0
         self.failures: Counter[object] = Counter()
         self.lost_rollouts = 0
@@ -91,6 +95,7 @@ class Controller:
             "learn": self.learned,
             "save": self.saved,
             "listen": self.listened,
+            "diverge": self.abandoned,
             "restart": self.fleet.restarted,
         }
 
@@ -100,7 +105,11 @@ class Controller:
         """Train from `version`, whose weights a reference stands for; the same at the end."""
         self.begin(version, weights)
         while self.is_running:
-            if not self.stop.is_requested:
+            if self.is_unmeasured and not self.stop.is_requested:
+                self.measure()
+            if self.is_stopped:
+                self.listen()
+            elif not self.stop.is_requested:
                 self.reserve()
                 self.listen()
                 self.sample()
@@ -117,7 +126,14 @@ class Controller:
         if self.stop.is_requested:
             return bool(self.pending.count("learn", "save"))
         is_open = bool(self.unheard) or bool(self.pending.count("save", "listen"))
-        return self.version < self.config.iterations or is_open
+        if self.is_stopped:
+            return is_open or bool(self.pending.count("sample", "score", "learn"))
+        return self.is_unmeasured or self.version < self.config.iterations or is_open
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a guard ends the run."""
+        return self.journal.watch.stopped_by is not None
 
     def begin(self, version: int, weights: Any) -> None:
         """Start, or start again, at a version: nothing reserved, nothing in flight that counts."""
@@ -131,6 +147,7 @@ class Controller:
         self.unsampled: deque[Chunk] = deque()
         self.unscored: deque[Sampled] = deque()
         self.unheard: deque[tuple[int, Any]] = deque()
+        self.is_unmeasured = False
         self.waiting_since = self.learned_at = time.monotonic()
 
     # What is sent out, in the order in which data flows.
@@ -154,6 +171,16 @@ class Controller:
             _, clips, report = peer.actor.generate_heldout.remote(self.heard, version, [weights])
             doing = f"playing the fixed prompts with version {version}"
             self.send(report, "listen", peer, doing, (version, weights), (clips,))
+
+    def measure(self) -> None:
+        """Have the held-out prompts measured, once nothing is in flight and before the next step."""
+        while self.pending.count("sample", "score", "listen", "save"):
+            self.collect()
+            if self.stop.is_requested or not self.is_unmeasured:  # or the learner has died
+                return
+        self.is_unmeasured = False
+        self.measure_heldout(self.version, self.weights)
+        self.waiting_since = self.learned_at = time.monotonic()
 
     def sample(self) -> None:
         """Give the oldest chunks to idle samplers, with the newest weights."""
@@ -253,6 +280,9 @@ class Controller:
         self.replay.release(result.step)
         self.replay.check_integrity()
         self.record(result, task.subject, replay_bytes)
+        if self.is_stopped:
+            return
+        self.is_unmeasured = is_measured(self.config, self.version)
         if is_due(self.version, self.config.checkpoint_every):
             self.save()
         if is_due(self.version, self.config.evaluation.every):
@@ -282,6 +312,9 @@ class Controller:
         clips = self.pending.call(task.outputs[0], task.peer, task.doing)
         self.fleet.samplers.give(task.peer)
         self.journal.heard(f"step_{version:06d}", version, self.heard.prompts, clips)
+
+    def abandoned(self, task: Task, result: Result) -> None:
+        """What was left of a measurement when the run was asked to stop: nobody waits for it."""
 
     def saved(self, task: Task, result: Result) -> None:
         """A checkpoint is on disk (or its learner died, which the next step would show)."""

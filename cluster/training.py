@@ -5,6 +5,7 @@ Reads what it needs before anything is started, so that a user's mistake costs n
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +17,7 @@ from cluster.heldout import Heldout
 from cluster.supervise import Pending
 from musicrl.config import TrainConfig
 from musicrl.evaluation.judges import load_judges
-from musicrl.journal import Journal
+from musicrl.journal import Hearing, Journal
 from musicrl.rewards.mix import make_mix
 from musicrl.run import Run, heldout_chunks, training_prompts
 from musicrl.stop import StopRequest
@@ -49,21 +50,51 @@ def _run(
 ) -> dict[str, Any]:
     heldout = Heldout(config, fleet, journal, stop)
     version, weights = 0, fleet.learner.actor.weights.remote()
-    journal.evaluated("before", 0, heldout.evaluate(version, weights, stream_names))
+    hearing = heldout.evaluate(version, weights, stream_names)
+    journal.evaluated("before", 0, hearing)
     if config.resume:
-        version, weights = resume(fleet, journal.run)
+        version, weights = restore(fleet, journal.run.newest_checkpoint())
+    elif hearing is not None:
+        keep_if_best(fleet, journal, version, hearing)
+
+    def measure(version: int, weights: Any) -> None:
+        """Measure the held-out prompts during training."""
+        hearing = heldout.evaluate(version, weights, stream_names)
+        if hearing is not None:
+            journal.measured(version, hearing.result)
+            keep_if_best(fleet, journal, version, hearing)
+        journal.begin_training(version)
+
     journal.begin_training(version)
     controller = Controller(
-        config, prompts=prompts, fleet=fleet, journal=journal, stop=stop, heard=heldout.heard
+        config,
+        prompts=prompts,
+        fleet=fleet,
+        journal=journal,
+        stop=stop,
+        heard=heldout.heard,
+        measure=measure,
     )
-    version, weights = controller.train(version, weights)
+    trained, weights = controller.train(version, weights)
+    version, best = trained, None if stop.is_requested else journal.restore_best()
+    if best is not None:
+        version, weights = restore(fleet, best)
     journal.evaluated("after", version, heldout.evaluate(version, weights, stream_names))
-    return journal.finish(version)
+    return journal.finish(trained)
 
 
-def resume(fleet: Fleet, run: Run) -> tuple[int, Any]:
-    """Move the learner to the run's newest checkpoint: its version and a reference to it."""
-    checkpoint, peer = run.newest_checkpoint(), fleet.learner
+def keep_if_best(fleet: Fleet, journal: Journal, version: int, hearing: Hearing) -> None:
+    """Have the learner, which holds `version`, keep its checkpoint if none was as good."""
+    best, peer = journal.find_better(version, hearing.result), fleet.learner
+    if best is not None:
+        doing = f"writing the checkpoint of version {version}"
+        fleet.pending.call(peer.actor.save.remote(), peer, doing)
+        journal.run.keep_best(best)
+
+
+def restore(fleet: Fleet, checkpoint: Path) -> tuple[int, Any]:
+    """Move the learner to a checkpoint: its version and a reference to its weights."""
+    peer = fleet.learner
     restoring = peer.actor.restore.remote(checkpoint)
     version: int = fleet.pending.call(restoring, peer, f"restoring {checkpoint}")
     return version, peer.actor.weights.remote()

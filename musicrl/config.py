@@ -15,6 +15,7 @@ from typing import Any
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.check import check_settings
 from musicrl.closest import closest
+from musicrl.guards import GuardConfig
 from musicrl.rewards.mix import RewardConfig
 from musicrl.sampler.sampling import SamplingConfig
 from musicrl.settings import build, merge, read_flags, read_yaml, to_tree, to_yaml
@@ -135,7 +136,8 @@ class TrainConfig:
     iterations: int = 40
     """Training steps (policy updates)."""
     checkpoint_every: int = 10
-    """Iterations between checkpoints; the newest two are kept."""
+    """Iterations between checkpoints; the newest two are kept, and the best with
+    `guards.restore_best`."""
     resume: bool = False
     """Continue from the newest checkpoint in `out`."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -145,6 +147,7 @@ class TrainConfig:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
         _check_least(self, 0, "seed")
@@ -155,6 +158,9 @@ class TrainConfig:
             samples_per_prompt=self.rollout.samples_per_prompt,
             max_lag=self.cluster.max_lag,
         )
+        has_kl = self.algorithm.alpha > 0 or self.algorithm.report_kl
+        if "max_kl" in self.guards.stop and not has_kl:
+            raise ValueError("guards.stop max_kl needs algorithm.alpha above 0 or report_kl")
 
 
 def preset_names() -> list[str]:

@@ -11,7 +11,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,10 +20,11 @@ import numpy as np
 
 from musicrl.audio import write_wav
 from musicrl.config import TrainConfig
-from musicrl.evaluation.heldout import EvaluationResult, summary
+from musicrl.evaluation.heldout import REWARD, EvaluationResult, summary
+from musicrl.guards import Watch
 from musicrl.learner import StepReport
 from musicrl.metrics import Display, Metrics
-from musicrl.run import Run, versions
+from musicrl.run import Best, Run, versions
 from musicrl.types import Clips, Prompt
 
 PHASES = ("sample", "decode", "score", "learn", "publish", "wait")
@@ -80,6 +82,9 @@ class Journal:
         self.audio = run.folder / "audio"
         self.totals = Totals()
         self.evaluations: dict[str, EvaluationResult] = {}
+        self.watch = Watch(config.guards)
+        self.restored: Best | None = None
+        """What the run ends with in place of its last step."""
         self.display = display or Display()
         self.metrics = Metrics(run.tensorboard, first_step=run.first_step)
         self._started = time.monotonic()
@@ -114,6 +119,42 @@ class Journal:
         self.metrics.lags(report.step, report.lags)
         shown = {k: report.figures[name] for k, name in SHOWN.items() if name in report.figures}
         self.display.advance({**shown, "s/iter": iteration.wall_seconds})
+        self.warn(self.watch.update(report.step, report.figures))
+        self.metrics.scalars(report.step, self.watch.scalars(is_heldout=False))
+
+    def warn(self, sentences: Sequence[str]) -> None:
+        for sentence in sentences:
+            self.display.say(sentence)
+
+    def judge(self, step: int, result: EvaluationResult, *, can_stop: bool) -> None:
+        """Have the guards look at an evaluation."""
+        self.warn(self.watch.evaluation(step, result, can_stop=can_stop))
+        self.metrics.scalars(step, self.watch.scalars(is_heldout=True))
+
+    def measured(self, step: int, result: EvaluationResult) -> None:
+        """The held-out prompts measured during training: TensorBoard and the guards."""
+        self.metrics.scalars(step, _means(result))
+        self.display.say(f"step {step}: held-out reward {result.figures[REWARD]}")
+        self.judge(step, result, can_stop=True)
+
+    def restore_best(self) -> Path | None:
+        """The checkpoint that the run is to end with, its policy exported; None for the last."""
+        best = self.run.find_best() if self.config.guards.restore_best else None
+        if best is None:
+            return None
+        self.restored, checkpoint = best, self.run.checkpoint_folder(best.step)
+        self.run.export(checkpoint)
+        return checkpoint
+
+    def find_better(self, step: int, result: EvaluationResult) -> Best | None:
+        """The policy of the latest evaluation, if the run is to end with the best one and there
+        was none as good before."""
+        reward, best = result.figures[REWARD], self.run.find_best()
+        if not self.config.guards.restore_best or not self.watch.is_heldout_sound:
+            return None
+        if reward.count == 0 or (best is not None and reward.mean <= best.reward):
+            return None
+        return Best(step=step, reward=reward.mean)
 
     def evaluated(self, name: str, step: int, hearing: Hearing | None) -> None:
         """An evaluation `before` or `after` (None: it was stopped): its figures and its audio."""
@@ -121,11 +162,11 @@ class Journal:
             return
         self.evaluations[name] = hearing.result
         figures = hearing.result.figures
-        self.metrics.scalars(
-            step, {f"evaluation/{k}": f.mean for k, f in figures.items() if f.count}
-        )
+        self.metrics.scalars(step, _means(hearing.result))
         told = [f"{k} {f}" for k, f in figures.items() if f.count and not k.startswith("reward/")]
         self.display.say(f"{name}: " + ", ".join(told))
+        if self.restored is None:  # else its step was judged when it was reached
+            self.judge(step, hearing.result, can_stop=False)
         self.heard(name, step, hearing.prompts, hearing.clips)
 
     def heard(self, name: str, step: int, prompts: Sequence[Prompt], clips: Clips) -> None:
@@ -139,7 +180,15 @@ class Journal:
         """Write the summary after `version` training steps."""
         values = self.summary(version)
         self.run.write_summary(values)
-        if not values["finished"]:
+        if self.restored is not None:
+            self.display.say(
+                f"the run ends with the policy of step {self.restored.step}, "
+                f"whose held-out reward of {self.restored.reward:.4g} is the best"
+            )
+        if self.watch.stopped_by is not None:
+            alarm = self.watch.stopped_by
+            self.display.say(f"stopped by guard {alarm.guard} after {version} steps: {alarm}")
+        elif not values["finished"]:
             self.display.say(f"stopped after {version} steps; continue with --resume")
         return values
 
@@ -153,6 +202,9 @@ class Journal:
             "finished": version >= self.config.iterations,
             "seed": self.config.seed,
             "max_lag": self.config.cluster.max_lag,
+            "stopped_by": stopped.to_json() if (stopped := self.watch.stopped_by) else None,
+            "guards": [alarm.to_json() for alarm in self.watch.first.values()],
+            "restored": None if (best := self.restored) is None else asdict(best),
             "evaluation": summary(found["before"], found["after"]) if is_whole else None,
             "last_step": dict(totals.last_figures),
             "seconds": {
@@ -188,6 +240,10 @@ def first_clips(parts: Sequence[Clips], prompts: Sequence[Prompt]) -> Clips:
 def slug(text: str) -> str:
     """A file name's worth of a prompt."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:60].rstrip("_") or "prompt"
+
+
+def _means(result: EvaluationResult) -> dict[str, float]:
+    return {f"evaluation/{k}": f.mean for k, f in result.figures.items() if f.count}
 
 
 def _scalars(iteration: Iteration) -> dict[str, float]:

@@ -20,12 +20,12 @@ from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import Divergence, EvaluationChunk, divergence
 from musicrl.rewards.mix import failures
-from musicrl.run import Run, read_state
+from musicrl.run import POLICY, Run, read_state
 from musicrl.types import Experience, Rollouts, Weights
 from musicrl.update import PolicyUpdate
 from musicrl.world import World
 
-POLICY, LEARNER = "policy.safetensors", "learner.safetensors"
+LEARNER = "learner.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,8 @@
     <out>/config.yaml            the resolved configuration
     <out>/checkpoints/step_N/    policy.safetensors, learner.safetensors, state.json
     <out>/audio/{before,after}/  wavs of the fixed prompts
+    <out>/checkpoints/best.json  the checkpoint to end with, where guards.restore_best asks for one
+    <out>/policy.safetensors     the policy of that checkpoint
     <out>/summary.json           the figures of the run
 
 Everything appears whole or not at all. It knows nothing of training or of processes.
@@ -15,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -27,8 +30,19 @@ from musicrl.prompts import SHIPPED, load_prompts
 from musicrl.types import Prompt
 
 KEPT_CHECKPOINTS = 2
+POLICY = "policy.safetensors"
 STATE = "state.json"
+BEST = "best.json"
 PACKAGES = ("torch", "ray", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The checkpoint whose evaluation gave the best held-out reward."""
+
+    step: int
+    reward: float
+    """Mean held-out reward."""
 
 
 class Run:
@@ -44,10 +58,12 @@ class Run:
         """The folder `config.out`, with its config.yaml.
 
         Raises ValueError when it already holds a run that is not to be resumed, FileNotFoundError
-        when there is nothing to resume.
+        when there is nothing to resume. A run that a guard stopped goes on only when that guard
+        is to stop it no longer.
         """
         run = cls(config.out)
         if config.resume:
+            run.check_guards(config)
             run.first_step = int(read_state(run.newest_checkpoint())["step"])
         elif run.summary_path.exists() or any(run.checkpoint_folders()):
             raise ValueError(
@@ -57,6 +73,17 @@ class Run:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_text(run.folder / "config.yaml", dump_yaml(config))
         return run
+
+    def check_guards(self, config: TrainConfig) -> None:
+        """Raise ValueError when a guard that still stops has ended this run."""
+        if not self.summary_path.exists():
+            return
+        alarm = json.loads(self.summary_path.read_text(encoding="utf-8")).get("stopped_by")
+        if alarm is not None and alarm["guard"] in config.guards.stop:
+            raise ValueError(
+                f"{self.folder} was stopped by guards.{alarm['guard']} after step "
+                f"{alarm['step']}: it goes on only when guards.stop does not name that guard"
+            )
 
     @property
     def summary_path(self) -> Path:
@@ -75,8 +102,8 @@ class Run:
         self, step: int, state: Mapping[str, Any], write: Callable[[Path], None]
     ) -> Path:
         """Checkpoint of the run after `step` training steps: what `write` puts into the folder it
-        is given, and `state`. Older ones are deleted but for the newest two."""
-        target = self.folder / "checkpoints" / f"step_{step:06d}"
+        is given, and `state`. Older ones are deleted but for the newest two and the best."""
+        target = self.checkpoint_folder(step)
         if checkpoint_fault(target) is None:
             return target
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -89,9 +116,42 @@ class Run:
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         _sync(target.parent)
-        for old in self.checkpoint_folders()[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
+        self._prune()
         return target
+
+    def _prune(self) -> None:
+        best = self.find_best()
+        for old in self.checkpoint_folders()[:-KEPT_CHECKPOINTS]:
+            if best is None or old != self.checkpoint_folder(best.step):
+                shutil.rmtree(old)
+
+    def checkpoint_folder(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step_{step:06d}"
+
+    def keep_best(self, best: Best) -> None:
+        """Keep a checkpoint that is on disk, in place of the best so far."""
+        assert checkpoint_fault(self.checkpoint_folder(best.step)) is None
+        values = {"step": best.step, "reward": best.reward}
+        write_text(self.folder / "checkpoints" / BEST, json.dumps(values) + "\n")
+        self._prune()
+
+    def find_best(self) -> Best | None:
+        """The best checkpoint so far, where one is kept and whole."""
+        path = self.folder / "checkpoints" / BEST
+        if not path.exists():
+            return None
+        best = Best(**json.loads(path.read_text(encoding="utf-8")))
+        is_whole = checkpoint_fault(self.checkpoint_folder(best.step)) is None
+        return best if is_whole else None
+
+    def export(self, checkpoint: Path) -> None:
+        """Copy a checkpoint's policy to <out>/policy.safetensors, whole or not at all."""
+        target = self.folder / POLICY
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        shutil.copyfile(checkpoint / POLICY, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(target)
 
     def newest_checkpoint(self) -> Path:
         """The newest whole checkpoint.
@@ -148,6 +208,13 @@ def listening_chunk(config: TrainConfig) -> EvaluationChunk:
 def is_due(step: int, every: int) -> bool:
     """Whether something that happens `every` steps (0: never) happens after step number `step`."""
     return every > 0 and step % every == 0
+
+
+def is_measured(config: TrainConfig, step: int) -> bool:
+    """Whether the held-out prompts are measured after step number `step`: when that is due and,
+    where the run is to end with the best policy, after its last step."""
+    is_last = config.guards.restore_best and step == config.iterations
+    return is_last or is_due(step, config.guards.evaluate_every)
 
 
 def _prompt_file(config: TrainConfig) -> Path:

@@ -24,7 +24,14 @@ from musicrl.journal import Hearing, Iteration, Journal, add_up, first_clips
 from musicrl.learner import Learner
 from musicrl.prompts import draw
 from musicrl.rollout import Chunk, RolloutWorker, chunks_of
-from musicrl.run import Run, heldout_chunks, is_due, listening_chunk, training_prompts
+from musicrl.run import (
+    Run,
+    heldout_chunks,
+    is_due,
+    is_measured,
+    listening_chunk,
+    training_prompts,
+)
 from musicrl.scorer import Scorer
 from musicrl.stop import StopRequest
 from musicrl.types import Clips, Experience, Rollouts
@@ -36,12 +43,18 @@ def solo(config: TrainConfig) -> dict[str, Any]:
     run = Run.start(config)
     loop = Solo(config)
     with StopRequest() as stop, Journal(config, run) as journal:
-        journal.evaluated("before", 0, loop.evaluate(journal, stop))
+        hearing = loop.evaluate(journal, stop)
+        journal.evaluated("before", 0, hearing)
         if config.resume:
             loop.resume(run)
+        elif hearing is not None:
+            loop.keep_if_best(run, journal, hearing)
         loop.train(run, journal, stop)
+        version = loop.learner.version
+        if not stop.is_requested:
+            loop.restore_best(run, journal)
         journal.evaluated("after", loop.learner.version, loop.evaluate(journal, stop))
-        return journal.finish(loop.learner.version)
+        return journal.finish(version)
 
 
 class Solo:
@@ -66,19 +79,44 @@ class Solo:
         self.sampler.apply(self.learner.weights())
 
     def train(self, run: Run, journal: Journal, stop: StopRequest) -> None:
-        """Iterate until the last step or a request to stop; ends with a checkpoint."""
+        """Iterate until the last step, a guard or a request to stop; ends with a checkpoint."""
         config, first = self.config, self.learner.version
         journal.begin_training(first)
         for step in range(first, config.iterations):
-            if stop.is_requested:
+            if stop.is_requested or journal.watch.stopped_by is not None:
                 break
             journal.record(self.iterate(step))
+            if journal.watch.stopped_by is not None:
+                break
             if is_due(step + 1, config.checkpoint_every):
                 self.learner.save(run)
             if is_due(step + 1, config.evaluation.every):
                 _, clips = self.sample_heldout(self.heard)
                 journal.heard(f"step_{step + 1:06d}", step + 1, self.heard.prompts, clips)
+            if is_measured(config, step + 1):
+                self.measure(run, journal, stop)
         self.learner.save(run)
+
+    def measure(self, run: Run, journal: Journal, stop: StopRequest) -> None:
+        """Measure the held-out prompts during training."""
+        hearing = self.evaluate(journal, stop)
+        if hearing is not None:
+            journal.measured(self.learner.version, hearing.result)
+            self.keep_if_best(run, journal, hearing)
+        journal.begin_training(self.learner.version)
+
+    def keep_if_best(self, run: Run, journal: Journal, hearing: Hearing) -> None:
+        best = journal.find_better(self.learner.version, hearing.result)
+        if best is not None:
+            self.learner.save(run)
+            run.keep_best(best)
+
+    def restore_best(self, run: Run, journal: Journal) -> None:
+        """Go back to the best checkpoint, where the run is to end with it."""
+        checkpoint = journal.restore_best()
+        if checkpoint is not None:
+            self.learner.restore(checkpoint)
+            self.sampler.apply(self.learner.weights())
 
     def iterate(self, step: int) -> Iteration:
         """One training step: draw, sample, score, learn, apply."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from musicrl.run import Run, checkpoint_fault, is_due, versions
+from musicrl.run import Best, Run, checkpoint_fault, is_due, versions
 
 
 def save(run: Run, step: int) -> Path:
@@ -27,6 +27,25 @@ def test_the_newest_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in run.checkpoint_folders()] == ["step_000010", "step_000015"]
     assert run.newest_checkpoint().name == "step_000015"
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_the_best_checkpoint_outlives_newer_ones_until_there_is_a_better(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in (5, 10, 15, 20):
+        save(run, step)
+        if step == 5:
+            run.keep_best(Best(step=5, reward=0.5))
+    assert names(run) == ["step_000005", "step_000015", "step_000020"]
+    assert Run(tmp_path).find_best() == Best(step=5, reward=0.5)
+    assert run.newest_checkpoint().name == "step_000020"
+    run.keep_best(Best(step=20, reward=0.75))
+    assert names(run) == ["step_000015", "step_000020"]
+    (run.newest_checkpoint() / "learner.safetensors").unlink()
+    assert run.find_best() is None
+
+
+def names(run: Run) -> list[str]:
+    return [path.name for path in run.checkpoint_folders()]
 
 
 def test_an_interrupted_checkpoint_leaves_the_one_before(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from musicrl.audio import resample
 from musicrl.embedders.mulan import MuLan
-from musicrl.evaluation.music import OnsetTempo, PitchVariety, Sounding
+from musicrl.evaluation.music import Clipping, OnsetTempo, PitchVariety, Sounding
 from musicrl.evaluation.musicnn import SAMPLE_RATE, TAGS, Tagger
 from musicrl.prompts import attribute
 from musicrl.rewards.base import Reward
@@ -134,6 +134,7 @@ def load_judges(weights: Path | None = None) -> tuple[Reward, ...]:
         OnsetTempo(),
         PitchVariety(),
         Sounding(),
+        Clipping(),
     )
 
 

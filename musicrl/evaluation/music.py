@@ -69,6 +69,17 @@ class Sounding:
         return np.where(np.isfinite(clips.audio).all(1), share, np.nan).astype(np.float32)
 
 
+class Clipping:
+    """Share of the clip's samples at full scale or beyond, which a player or a file cuts off."""
+
+    name = "clipping"
+
+    def __call__(self, prompts: Sequence[Prompt], clips: Clips) -> NDArray[np.float32]:
+        """float32 [B]."""
+        share = (np.abs(clips.audio) >= 1).mean(1)
+        return np.where(np.isfinite(clips.audio).all(1), share, np.nan).astype(np.float32)
+
+
 def onset_rates(clips: Clips) -> NDArray[np.float64]:
     """Onsets a second, float64 [B]: peaks of the spectral flux of log magnitudes (Dixon 2006).
 

@@ -22,6 +22,7 @@ from cluster.fleet import Fleet
 from cluster.supervise import Pending
 from musicrl.config import ClusterConfig, EvaluationConfig, RolloutConfig, TrainConfig
 from musicrl.evaluation.heldout import EvaluationChunk
+from musicrl.guards import GuardConfig, Watch
 from musicrl.journal import Iteration, Journal
 from musicrl.learner import StepReport
 from musicrl.prompts import draw
@@ -204,6 +205,7 @@ class FakeJournal(Journal):
         self.run = run
         self.iterations: list[Iteration] = []
         self.heard_at: list[int] = []
+        self.watch = Watch(GuardConfig())
         self.display: Any = Silent()
 
     def record(self, iteration: Iteration) -> None:
@@ -246,6 +248,7 @@ class Rig:
         scorers: int = 1,
         seed: int = 0,
         every: int = 0,
+        guards: GuardConfig | None = None,
         faults: dict[str, list[Exception]] | None = None,
     ) -> None:
         self.config = TrainConfig(
@@ -254,11 +257,13 @@ class Rig:
             rollout=RolloutConfig(prompts_per_step=6, prompts_per_chunk=2),
             cluster=ClusterConfig(max_lag=max_lag),
             evaluation=EvaluationConfig(every=every),
+            guards=guards or GuardConfig(),
         )
         store = Store(seed)
         self.fleet = FakeFleet(store, faults or {}, samplers=samplers, scorers=scorers)
         self.journal = FakeJournal(FakeRun(self.fleet.saved))
         self.stop = StopRequest()
+        self.measured: list[int] = []
         self.controller = Controller(
             self.config,
             prompts=PROMPTS,
@@ -266,6 +271,7 @@ class Rig:
             journal=self.journal,
             stop=self.stop,
             heard=EvaluationChunk(first=0, prompts=PROMPTS[:1], mismatched=()),
+            measure=self.measure,
         )
 
     def train(self) -> int:
@@ -281,6 +287,13 @@ class Rig:
         version, weights = self.controller.train(0, learner.weights.remote())
         assert self.fleet.store.get(weights, timeout=1) == f"weights {version}"
         return version
+
+    def measure(self, version: int, weights: Reference) -> None:
+        """Nothing else is under way, and the learner holds what is measured."""
+        assert not self.fleet.pending.count("sample", "score", "learn", "save", "listen")
+        assert self.fleet.learners[-1].version == version
+        assert self.fleet.store.get(weights, timeout=1) == f"weights {version}"
+        self.measured.append(version)
 
     @property
     def lags(self) -> set[int]:
@@ -389,6 +402,43 @@ def test_a_request_to_stop_ends_after_the_step_at_hand_with_a_checkpoint() -> No
     rig.journal.record = stop_at_step_5  # type: ignore[method-assign]
     assert rig.train() == 6
     assert rig.fleet.saved[-1] == 6
+
+
+@given(seed=st.integers(0, 10**6), max_lag=st.integers(0, 2))
+def test_held_out_prompts_are_measured_when_due_and_nothing_is_in_flight(
+    seed: int, max_lag: int
+) -> None:
+    guards = GuardConfig(evaluate_every=2)
+    rig = Rig(seed=seed, max_lag=max_lag, every=2, guards=guards, samplers=3, scorers=2)
+    assert rig.train() == 4
+    assert rig.measured == [2, 4]
+    rig.check_training()
+
+
+def test_a_run_that_is_to_end_with_its_best_measures_the_last_step_too() -> None:
+    rig = Rig(guards=GuardConfig(evaluate_every=3, restore_best=True))
+    rig.train()
+    assert rig.measured == [3, 4]
+
+
+@given(seed=st.integers(0, 10**6), max_lag=st.integers(0, 2))
+def test_a_guard_ends_after_its_step_with_a_checkpoint_and_nothing_in_flight(
+    seed: int, max_lag: int
+) -> None:
+    guards = GuardConfig(stop=("max_skipped",), max_skipped=0)
+    rig = Rig(iterations=100, seed=seed, max_lag=max_lag, scorers=2, guards=guards)
+    watch = rig.journal.watch = Watch(guards)
+    record = rig.journal.record
+
+    def skip_step_5(iteration: Iteration) -> None:
+        record(iteration)
+        step = iteration.report.step
+        watch.update(step, {"update/skipped": float(step == 5)})
+
+    rig.journal.record = skip_step_5  # type: ignore[method-assign]
+    assert rig.train() == 6
+    assert rig.fleet.saved[-1] == 6
+    assert not rig.fleet.pending.count("sample", "score", "learn", "save", "listen")
 
 
 def test_the_audio_of_a_chunk_is_dropped_when_it_is_scored() -> None:

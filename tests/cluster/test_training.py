@@ -152,6 +152,31 @@ def test_max_lag_1_trains_on_samples_of_the_version_before_and_none_older(
     assert summary["iterations"] == STEPS
 
 
+def test_a_guard_stops_at_the_step_where_it_stops_one_process(
+    configure: Configure, tmp_path: Path
+) -> None:
+    settings = {
+        "iterations": 50,
+        "update": {"learning_rate": 0.05},
+        "guards": {
+            "stop": ["max_kl"],
+            "max_kl": 0.1,
+            "window": 2,
+            "evaluate_every": 2,
+            "restore_best": True,
+            "max_silence": None,
+            "min_pitch_variety": None,
+        },
+    }
+    alone, found = (
+        run(configure(out=str(tmp_path / run.__name__), **settings)) for run in (solo, train)
+    )
+    assert found["stopped_by"]["guard"] == "max_kl"
+    assert found["iterations"] < 50
+    for part in ("iterations", "stopped_by", "guards", "restored", "evaluation"):
+        assert found[part] == alone[part]
+
+
 def test_every_sampler_makes_the_same_rollouts_of_a_chunk(configure: Configure) -> None:
     config = configure(cluster={"num_samplers": 3})
     assert config.model.weights is not None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from musicrl.evaluation.music import OnsetTempo, PitchVariety, Sounding, onset_rates
+from musicrl.evaluation.music import Clipping, OnsetTempo, PitchVariety, Sounding, onset_rates
 from musicrl.types import Clips, Prompt
 
 RATE, SECONDS = 16_000, 6
@@ -75,9 +75,16 @@ def test_silence_counts_by_its_time() -> None:
     np.testing.assert_allclose(shares, [1, 0.5, 0, 0], atol=0.02)
 
 
-@pytest.mark.parametrize("judge", [OnsetTempo(), PitchVariety(), Sounding()])
+def test_samples_at_full_scale_are_clipped() -> None:
+    loud = np.zeros(RATE * SECONDS, np.float32)
+    loud[: len(loud) // 4 : 2], loud[1 : len(loud) // 4 : 2] = 1.0, -1.5
+    shares = Clipping()(prompts(None, None), clips(loud, SILENCE))
+    np.testing.assert_allclose(shares, [0.25, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("judge", [OnsetTempo(), PitchVariety(), Sounding(), Clipping()])
 def test_a_clip_that_is_not_finite_has_no_score(
-    judge: OnsetTempo | PitchVariety | Sounding,
+    judge: OnsetTempo | PitchVariety | Sounding | Clipping,
 ) -> None:
     bad = melody(SCALE, 18)
     bad[100] = np.nan
