@@ -66,6 +66,18 @@ def _bench(args: Sequence[str]) -> None:
     bench(args)
 
 
+def _collect(args: Sequence[str]) -> None:
+    from cluster.commands.collect import collect
+
+    collect(args)
+
+
+def _prefs(args: Sequence[str]) -> None:
+    from cluster.commands.prefs import prefs
+
+    prefs(args)
+
+
 def _config(args: Sequence[str]) -> None:
     from cluster.commands.train import print_config
 
@@ -81,6 +93,8 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "evaluate": (_evaluate, "measure policies on the held-out prompts: [policy or run ...]"),
         "spread": (_spread, "put finished runs beside each other: runs/a runs/b ..."),
         "pretrain": (_pretrain, "build a world: STAGE [file.yaml] [--field value]"),
+        "collect": (_collect, "serve the page on which people compare clips: [--field value]"),
+        "prefs": (_prefs, "preferences: export, validate, merge, split, pool or simulate"),
         "bench": (_bench, "measure speed: lag or sampler [file.yaml] [--field value]"),
         "config": (_config, "print the resolved configuration as YAML"),
     }

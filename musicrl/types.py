@@ -12,7 +12,9 @@ Axis legend, the only one in this project:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,3 +99,69 @@ class Weights:
     """(name, shape) of every tensor."""
     digest: str = field(default="")
     """Hex blake2b of `flat`; checked before the weights are applied."""
+
+
+Side = Literal["a", "b"]
+"""Of a pair, as it was presented: "a" first, "b" second."""
+Choice = Literal["a", "b", "none"]
+"""The clip that got the trophy; "none" where the listener went on without giving one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenClip:
+    """One clip as the tokens that it was decoded from."""
+
+    id: str
+    tokens: NDArray[np.int16]
+    """int16 [S, K]."""
+    policy: str
+    """Name and digest of the policy that sampled it; never shown to a listener."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two clips of one prompt, and which of them a rater preferred (paper section 3.3)."""
+
+    id: str
+    prompt: Prompt
+    clip_a: TokenClip
+    clip_b: TokenClip
+    choice: Choice
+    heard_a: float
+    """Share of the clip that was played, 0 to 1; so is `heard_b`."""
+    heard_b: float
+    rater: str
+    """A pseudonym; opens with 'simulated-' exactly where `simulated` is set."""
+    simulated: bool
+    """Whether a program chose, and no person."""
+    time: datetime
+    """Of the choice, UTC; 1970-01-01 where it is simulated."""
+
+    def swap(self) -> Comparison:
+        """The same comparison with the clips in the other order."""
+        swapped: Mapping[Choice, Choice] = {"a": "b", "b": "a", "none": "none"}
+        return replace(
+            self,
+            clip_a=self.clip_b,
+            clip_b=self.clip_a,
+            heard_a=self.heard_b,
+            heard_b=self.heard_a,
+            choice=swapped[self.choice],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rating:
+    """One clip's mark, 1 (worst) to 5, by one rater (paper section 4.3)."""
+
+    id: str
+    prompt: Prompt
+    clip: TokenClip
+    score: int
+    heard: float
+    """Share of the clip that was played, 0 to 1."""
+    rater: str
+    """As in `Comparison`."""
+    simulated: bool
+    time: datetime
+    """UTC."""

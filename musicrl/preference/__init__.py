@@ -1,0 +1,7 @@
+"""Preferences: collecting them from listeners or simulated raters, keeping them, handing them on.
+
+    page -> server -> store (database) -> export -> Parquet (dataset) -> training of a reward model
+    pool -> simulated raters -----------------------^
+
+Nothing is imported here: the store and the server need the extra `collect`, the dataset does not.
+"""

@@ -1,0 +1,203 @@
+"""A pool: clips of many prompts, several of each, sampled ahead of the listeners.
+
+    <pool>/pool.parquet     what the clips are (format pool/1); written last, so a pool is whole
+    <pool>/<clip id>.wav    what they sound like
+
+Samples by the same worker as training does. Knows nothing of raters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from musicrl.audio import write_wav
+from musicrl.evaluation.evaluate import policy_file
+from musicrl.preference.clip import PlayableClip
+from musicrl.preference.dataset import DatasetWriter, check_file, read_batches
+from musicrl.preference.rows import pool_batch, to_pool
+from musicrl.preference.schema import POOL
+from musicrl.prompts import SHIPPED, draw, load_prompts
+from musicrl.rollout import RolloutWorker
+from musicrl.sampler.sampling import SamplingConfig
+from musicrl.types import Clips, Prompt, Rollouts, TokenClip
+from musicrl.world import SHIPPED as SHIPPED_WORLD
+from musicrl.world import World, find_policy
+
+POOL_STEP = 2**31 - 2
+"""The training step whose random numbers the first policy's clips use, the next policy's those of
+the step before: no run reaches them."""
+TABLE, TABLE_OF_PROMPTS = "pool.parquet", "prompts.parquet"
+CLIPS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledClipsConfig:
+    """The clips of a pool."""
+
+    weights: Path | None = None
+    """Folder of the world (none: the shipped tiny world)."""
+    policies: tuple[Path, ...] = ()
+    """Policy files, checkpoints, runs or names in the world's folder, each of which samples every
+    prompt (none: the world's own policy)."""
+    split: str = "train"
+    """Of the world's prompts."""
+    prompts: int = 256
+    """Prompts drawn from the split."""
+    clips_per_prompt: int = 4
+    """From each policy."""
+    prompts_per_chunk: int = 8
+    """Prompts sampled together; the clips do not depend on it."""
+    clip_seconds: float | None = None
+    """Length of the clips (none: whole ones)."""
+    seed: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "clips_per_prompt", "prompts_per_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Sample clips of many prompts into a folder, to be heard or to be judged."""
+
+    out: Path = Path("pool")
+    """Folder of the pool."""
+    clips: SampledClipsConfig = field(default_factory=SampledClipsConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledClips:
+    """Some clips with their audio."""
+
+    clips: tuple[PlayableClip, ...]
+    audio: Clips
+
+
+def write_pool(config: PoolConfig) -> int:
+    """Sample the pool into its folder; how many clips it holds.
+
+    Raises ValueError when the folder holds a pool already, and as `sample_clips`.
+    """
+    if (config.out / TABLE).exists():
+        raise ValueError(f"{config.out} already holds a pool: choose another folder with --out")
+    with DatasetWriter(config.out / TABLE, POOL) as writer:
+        for chunk in sample_clips(config.clips):
+            for clip, audio in zip(chunk.clips, chunk.audio.audio, strict=True):
+                write_wav(config.out / clip.wav, audio, chunk.audio.sample_rate)
+            writer.write(pool_batch(chunk.clips))
+    return writer.num_rows
+
+
+def read_pool(folder: Path) -> tuple[PlayableClip, ...]:
+    """The clips of a pool, whose wav files are all there.
+
+    Raises FileNotFoundError or ValueError naming the file that is missing or wrong.
+    """
+    check_file(folder / TABLE, POOL)
+    clips = tuple(clip for batch in read_batches(folder / TABLE) for clip in to_pool(batch))
+    if not clips:
+        raise ValueError(f"{folder / TABLE} holds no clips")
+    for clip in clips:
+        if Path(clip.wav).name != clip.wav:
+            raise ValueError(f"{folder / TABLE} names a wav outside of its folder: {clip.wav!r}")
+        if not (folder / clip.wav).is_file():
+            raise FileNotFoundError(f"the pool lacks {folder / clip.wav}")
+    return clips
+
+
+def decode_pool(clips: Sequence[PlayableClip], world: World) -> Iterator[SampledClips]:
+    """The clips of a pool with their audio, decoded from their tokens, some at a time.
+
+    Raises ValueError naming a clip that is no grid of this world, or not as long as the first.
+    """
+    shape = (clips[0].clip.tokens.shape[0], world.layout.num_streams)
+    for first in range(0, len(clips), CLIPS_AT_ONCE):
+        part = tuple(clips[first : first + CLIPS_AT_ONCE])
+        for playable in part:
+            _check_tokens(playable.clip, shape, max(world.layout.vocab_sizes))
+        audio = world.decode(np.stack([playable.clip.tokens for playable in part]))
+        yield SampledClips(clips=part, audio=Clips(audio=audio, sample_rate=world.sample_rate))
+
+
+def sample_clips(config: SampledClipsConfig) -> Iterator[SampledClips]:
+    """Sample every prompt with every policy, a chunk at a time.
+
+    A clip is decided by the policy, the prompt, its place among the prompts, the place of its
+    policy and the seed. Raises FileNotFoundError or ValueError for what cannot be sampled.
+    """
+    prompts = pool_prompts(config)
+    for place, policy in enumerate(config.policies or (None,)):
+        worker, name = load_worker(config.weights, policy, config.sampling)
+        firsts = range(0, len(prompts), config.prompts_per_chunk)
+        for first in track(firsts, description=f"sampling {name}", transient=True):
+            rollouts, audio = worker.generate(
+                prompts[first : first + config.prompts_per_chunk],
+                first_prompt_index=first,
+                step=POOL_STEP - place,
+                run_seed=config.seed,
+                samples_per_prompt=config.clips_per_prompt,
+                version=0,
+                clip_seconds=config.clip_seconds,
+            )
+            yield SampledClips(clips=playable_clips(rollouts, audio, name), audio=audio)
+
+
+def pool_prompts(config: SampledClipsConfig) -> tuple[Prompt, ...]:
+    """The prompts that are drawn. Raises ValueError when the world has too few."""
+    path = SHIPPED if config.weights is None else config.weights / TABLE_OF_PROMPTS
+    known = load_prompts(path, split=config.split)
+    if len(known) < config.prompts:
+        raise ValueError(f"prompts is {config.prompts}, but {path} holds only {len(known)}")
+    return draw(known, config.seed, 0, config.prompts)
+
+
+def load_worker(
+    weights: Path | None, policy: Path | None, sampling: SamplingConfig
+) -> tuple[RolloutWorker, str]:
+    """A policy of a world, ready to sample, and its name with a digest of its file."""
+    folder = weights or SHIPPED_WORLD
+    file = find_policy(folder, None) if policy is None else policy_file(policy, folder)
+    worker = RolloutWorker(World.load(folder, file), sampling)
+    digest = hashlib.blake2b(file.read_bytes(), digest_size=4).hexdigest()
+    return worker, f"{file.stem}@{digest}"
+
+
+def playable_clips(rollouts: Rollouts, audio: Clips, policy: str) -> tuple[PlayableClip, ...]:
+    """Sampled clips under names that tell nothing of what made them."""
+    seconds = audio.audio.shape[1] / audio.sample_rate
+    rows = zip(rollouts.prompts, rollouts.tokens, rollouts.seeds.tolist(), strict=True)
+    return tuple(
+        PlayableClip(
+            prompt=prompt,
+            clip=TokenClip(id=clip_id(prompt, tokens, policy), tokens=tokens, policy=policy),
+            seed=seed,
+            wav=f"{clip_id(prompt, tokens, policy)}.wav",
+            seconds=seconds,
+        )
+        for prompt, tokens, seed in rows
+    )
+
+
+def clip_id(prompt: Prompt, tokens: NDArray[np.int16], policy: str) -> str:
+    """A digest of all that makes the clip what it is."""
+    digest = hashlib.blake2b(f"{policy}\0{prompt.text}\0".encode(), digest_size=12)
+    digest.update(tokens.astype("<i2").tobytes())
+    return digest.hexdigest()
+
+
+def _check_tokens(clip: TokenClip, shape: tuple[int, int], vocab_size: int) -> None:
+    if clip.tokens.shape != shape:
+        raise ValueError(f"clip {clip.id} is a grid of {clip.tokens.shape}, expected {shape}")
+    if not (clip.tokens.min() >= 0 and clip.tokens.max() < vocab_size):
+        raise ValueError(f"clip {clip.id} holds tokens outside the world's vocabulary")
