@@ -123,7 +123,7 @@ def _peer(subject: Subject) -> Callable[[], object]:
     is_musicgen = subject.shape in GUIDANCE
     config = SHAPES[subject.shape]
     model = (_musicgen(config) if is_musicgen else _llama_model(config)).to(dtype).eval()
-    settings = {
+    settings: dict[str, Any] = {
         "do_sample": True,
         "top_k": TOP_K,
         "max_new_tokens": subject.steps,

@@ -262,6 +262,6 @@ def play(
         some = texts[first : first + batch]
         numbers = range(first, first + len(some))
         seeds = np.array([sample_seed(seed, 0, number, 0) for number in numbers], np.uint64)
-        tokens, _ = engine.generate(world.conditioner(some), samples_per_prompt=1, seeds=seeds)
-        parts.append(world.decode(tokens))
+        samples = engine.generate(world.conditioner(some), samples_per_prompt=1, seeds=seeds)
+        parts.append(world.decode(samples.tokens))
     return np.concatenate(parts)

@@ -140,13 +140,13 @@ def test_the_opinion_enters_the_mix_from_0_to_1(world: World) -> None:
 def play(world: World, count: int, *, temperature: float) -> Clips:
     """Clips of 2 s of held-out captions."""
     texts = [prompt.text for prompt in load_prompts(split="heldout")[:count]]
-    tokens, _ = Engine(world.policy.eval(), SamplingConfig(temperature=temperature)).generate(
+    samples = Engine(world.policy.eval(), SamplingConfig(temperature=temperature)).generate(
         world.conditioner(texts),
         samples_per_prompt=1,
         seeds=np.arange(count, dtype=np.uint64),
         num_steps=25,
     )
-    return Clips(audio=world.decode(tokens), sample_rate=world.sample_rate)
+    return Clips(audio=world.decode(samples.tokens), sample_rate=world.sample_rate)
 
 
 @pytest.mark.parametrize(
