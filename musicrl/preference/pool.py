@@ -126,8 +126,9 @@ def decode_pool(clips: Sequence[PlayableClip], world: World) -> Iterator[Sampled
         part = tuple(clips[first : first + CLIPS_AT_ONCE])
         for playable in part:
             _check_tokens(playable.clip, shape, max(world.layout.vocab_sizes))
-        audio = world.decode(np.stack([playable.clip.tokens for playable in part]))
-        yield SampledClips(clips=part, audio=Clips(audio=audio, sample_rate=world.sample_rate))
+        tokens = np.stack([playable.clip.tokens for playable in part])
+        audio = Clips(audio=world.decode(tokens), sample_rate=world.sample_rate, tokens=tokens)
+        yield SampledClips(clips=part, audio=audio)
 
 
 def sample_clips(config: SampledClipsConfig) -> Iterator[SampledClips]:
