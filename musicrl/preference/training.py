@@ -251,6 +251,11 @@ def _update(
 def _measure(state: State, heldout: HeldoutClips, writer: SummaryWriter, step: int) -> None:
     prediction = heldout.predict(heldout.scores(state.model))
     state.compare(prediction.log_loss, step)
+    print(
+        f"step {step}: held-out accuracy {prediction.accuracy:.3f}, "
+        f"log-loss {prediction.log_loss:.4f}",
+        flush=True,
+    )
     for name in ("accuracy", "log_loss", "calibration_error"):
         writer.add_scalar(f"heldout/{name}", prediction.figures[name], step)
 

@@ -99,6 +99,15 @@ def make_mix(config: RewardConfig, world: RewardWorld) -> RewardMix:
     return RewardMix(rewards, config.weights, {**RANGES, **config.ranges})
 
 
+def refuse_tokens(config: RewardConfig) -> None:
+    """Raise ValueError when a reward of `config` reads tokens: audio files have none."""
+    if PREFERENCE in config.weights:
+        raise ValueError(
+            f"the reward {PREFERENCE!r} reads the tokens of clips that a policy played: "
+            "audio files have none"
+        )
+
+
 def failures(batch: RewardBatch) -> dict[str, int]:
     """Clips that each reward could not score."""
     return {name: int(np.isnan(term).sum()) for name, term in batch.terms.items()}
