@@ -1,8 +1,9 @@
 """`musicrl fit-reward`: a preference model from files of comparisons, and what it is worth.
 
     <out>/preference.safetensors   the model, with its origin and its figures
-    <out>/tokens.bin               the clips' tokens while it trains
     <out>/tensorboard/
+    <out>/ablations/NAME/tensorboard/
+    <out>/tokens.bin, .resume.safetensors    while it trains
 
 How it learns stands in training.py, what is read in pairs.py, the paper's ablations in
 ablations.py.
@@ -27,10 +28,11 @@ from musicrl.policies.preference import PreferenceModel
 from musicrl.preference.ablations import FULL, ablate, ablation_figures, ablation_table
 from musicrl.preference.pairs import Pairs, SelectionConfig, load_pairs
 from musicrl.preference.predictions import COIN, Prediction
-from musicrl.preference.training import Fitted, Inputs, TrainingConfig, train
+from musicrl.preference.training import CHECKPOINT, Fitted, Inputs, TrainingConfig, train
 from musicrl.rewards.preference import PREFERENCE_FILE
 from musicrl.world import SHIPPED, World, find_policy
 
+TOKENS = "tokens.bin"
 MINIMUM_HELDOUT = 10
 """Held-out comparisons below which nothing is measured."""
 TEXTS_AT_ONCE = 256
@@ -94,7 +96,6 @@ def fit(config: FitConfig, console: Console | None = None) -> dict[str, Any]:
     model = starting_model(config, material.world)
     fitted = train(model, material.inputs, config.training, config.out, name="preference model")
     facts = facts_of(config, material, fitted)
-    fitted.model.save(config.out / PREFERENCE_FILE, facts)
     report = {**facts, "ceiling": ceiling, "reliability": fitted.prediction.figures["bins"]}
     console = console or Console()
     _show(console, report, fitted.prediction)
@@ -102,9 +103,17 @@ def fit(config: FitConfig, console: Console | None = None) -> dict[str, Any]:
         rows = {FULL: fitted.prediction, **_ablate(config, material)}
         console.print(ablation_table(rows, str(report["raters"])))
         report["ablations"] = ablation_figures(rows)
-    (config.out / "tokens.bin").unlink()
+    fitted.model.save(config.out / PREFERENCE_FILE, facts)
     write_report(config.json, report)
+    _clear(config.out)
     return report
+
+
+def _clear(folder: Path) -> None:
+    """Delete what only an unfinished fit needs."""
+    (folder / TOKENS).unlink()
+    for checkpoint in folder.rglob(CHECKPOINT):
+        checkpoint.unlink()
 
 
 def _ablate(config: FitConfig, material: Material) -> dict[str, Prediction]:
@@ -124,7 +133,7 @@ def load_material(config: FitConfig) -> Material:
     if config.policy is not None:
         file = policy_file(config.policy, folder)
     world = World.load(folder, file)
-    pairs = load_pairs(config.files, config.out / "tokens.bin", world.layout, config.selection)
+    pairs = load_pairs(config.files, config.out / TOKENS, world.layout, config.selection)
     check_enough(pairs, config.training)
     if pairs.num_steps > world.policy.num_steps:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Training a preference model on pairs: steps, early stopping, and a state that resumes bit for bit.
 
-    <folder>/.resume.safetensors   model, best model, moments and the step; removed when finished
+    <folder>/.resume.safetensors   model, best model, moments and the step
     <folder>/tensorboard/
 
 Knows nothing of files of comparisons, of rewards or of what a report looks like.
@@ -31,6 +31,7 @@ from musicrl.pretrain.embedder import schedule
 CLIPS_AT_ONCE = 64
 """Clips that are scored together where nothing is learned."""
 NO_CONDITION = -1
+CHECKPOINT = ".resume.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,8 @@ def clip_scores(
 def train(
     model: PreferenceModel, inputs: Inputs, config: TrainingConfig, folder: Path, *, name: str
 ) -> Fitted:
-    """Train `model` on the pairs to learn from; continues where a checkpoint of `folder` ends.
+    """Train `model` on the pairs to learn from; continues where a checkpoint of `folder` ends, which
+    stays: who is interrupted after it comes back to it.
 
     What comes out has the lowest held-out log-loss of all measurements; its figures are therefore
     chosen among as many, and a little kind. Raises ValueError when the checkpoint is of other
@@ -195,7 +197,7 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
-    checkpoint = StageCheckpoint(folder / ".resume.safetensors")
+    checkpoint = StageCheckpoint(folder / CHECKPOINT)
     first = _restore(checkpoint, state, optimizer)
     heldout = HeldoutClips(inputs)
     done = first
@@ -209,7 +211,6 @@ def train(
             if done % config.evaluate_every == 0 or done == config.steps:
                 _measure(state, heldout, writer, done)
                 checkpoint.write(state, done, optimizer)
-    checkpoint.remove()
     return _finish(state, heldout, done)
 
 

@@ -19,7 +19,7 @@ from musicrl.preference import training
 from musicrl.preference.dataset import write_comparisons
 from musicrl.preference.fit import CEILING, FitConfig, fit, load_material, starting_model
 from musicrl.preference.pairs import SelectionConfig, batches, load_pairs, prompt_batches
-from musicrl.preference.training import TrainingConfig, distinct_clips, train
+from musicrl.preference.training import Fitted, TrainingConfig, distinct_clips, train
 from musicrl.rewards.mos import MosConfig, MosPredictor
 from musicrl.types import Comparison
 from musicrl.world import World
@@ -71,7 +71,10 @@ def test_a_planted_rule_is_learned(file: Path, tiny_world: Path, tmp_path: Path)
     assert facts["accuracy"] == report["accuracy"]
     assert facts["newest"] == "2024-02-06T00:24:59+00:00"
     assert facts["origin"].startswith("policy@")
-    assert not (tmp_path / "out" / "tokens.bin").exists()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "preference.safetensors",
+        "tensorboard",
+    }
 
 
 def test_scores_of_the_file_foretell_the_choices(
@@ -97,7 +100,7 @@ def test_resume_is_what_was_never_interrupted(
     update, steps = training._update, iter(range(60))
 
     def killed(*args: object) -> float:
-        if next(steps) == 47:  # seven steps after the last checkpoint
+        if next(steps) == 47:  # eight steps after the last checkpoint
             raise KeyboardInterrupt
         return update(*args)  # type: ignore[arg-type]
 
@@ -115,6 +118,25 @@ def test_resume_is_what_was_never_interrupted(
     assert left[1] == right[1]
     for name, tensor in left[0].state_dict().items():
         assert torch.equal(tensor, right[0].state_dict()[name]), name
+
+
+def test_ablations_that_were_made_are_not_made_again(
+    file: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_world: Path
+) -> None:
+    """Interrupted after its last step, training comes back to the same figures without one."""
+    config = configured(file, tiny_world, tmp_path)
+    material = load_material(config)
+    brief = replace(QUICK, steps=20, evaluate_every=10)
+
+    def run() -> Fitted:
+        model = starting_model(config, world)
+        return train(model, material.inputs, brief, tmp_path, name="test")
+
+    first = run()
+    monkeypatch.setattr(training, "_update", None)
+    again = run()
+    assert again.prediction == first.prediction
+    assert (again.step, again.steps) == (first.step, 20)
 
 
 def test_it_stops_when_the_held_out_loss_rises_and_keeps_the_best(
@@ -278,7 +300,7 @@ def test_the_ablations_stand_in_one_table(
     folder = Path(shutil.copytree(tiny_world, tmp_path / "world"))
     MosPredictor(MosConfig(width=8, num_blocks=1)).save(folder / "quality.safetensors")
     file = write_planted(tmp_path / "planted.parquet", 600, world.layout)
-    short = replace(QUICK, steps=150, evaluate_every=50)
+    short = replace(QUICK, steps=100, evaluate_every=50)
     report = fit(configured(file, folder, tmp_path / "out", ablations=True, training=short))
     rows = report["ablations"]
     assert list(rows) == [
