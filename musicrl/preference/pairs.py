@@ -53,18 +53,11 @@ class SelectionConfig:
         if not 0 <= self.minimum_heard <= 1:
             raise ValueError(f"minimum_heard must be 0 to 1, got {self.minimum_heard}")
         if self.after is not None:
-            _ = self.newer_than
+            to_time(self.after)
 
     @property
     def newer_than(self) -> datetime:
-        """Raises ValueError when `after` is no time."""
-        if self.after is None:
-            return datetime.min.replace(tzinfo=UTC)
-        try:
-            time = datetime.fromisoformat(self.after)
-        except ValueError as fault:
-            raise ValueError(f"after must be a time in ISO 8601, got {self.after!r}") from fault
-        return time if time.tzinfo else time.replace(tzinfo=UTC)
+        return to_time(self.after) if self.after else datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +117,7 @@ class _Reader:
 
     def __init__(self, spool: Path, layout: Layout, config: SelectionConfig, rows: int) -> None:
         self._spool, self._layout, self._config = spool, layout, config
+        self._newer_than = config.newer_than
         self._choose = chooser(SplitConfig(by=config.by, heldout=config.heldout, seed=config.seed))
         self._shape: tuple[int, ...] | None = None
         self._prompt = np.empty(rows, np.int32)
@@ -151,10 +145,11 @@ class _Reader:
             self._file.write(block.tobytes())
 
     def _refused(self, comparison: Comparison) -> str | None:
+        """Why a comparison is not used."""
         heard = min(comparison.heard_a, comparison.heard_b)
         if self._config.listener not in (None, comparison.rater):
             return "of another listener"
-        if comparison.time <= self._config.newer_than:
+        if comparison.time <= self._newer_than:
             return "too old"
         if comparison.choice == "none":
             return "without a trophy"
@@ -231,6 +226,15 @@ def prompt_batches(
     groups = [np.array(numbers, np.int64) for numbers in members.values()]
     for drawn in batches(np.arange(len(groups)), min(count, len(groups)), seed):
         yield np.concatenate([groups[group] for group in drawn.tolist()])
+
+
+def to_time(after: str) -> datetime:
+    """Raises ValueError when it is none."""
+    try:
+        time = datetime.fromisoformat(after)
+    except ValueError as fault:
+        raise ValueError(f"after must be a time in ISO 8601, got {after!r}") from fault
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _by(shape: tuple[int, ...]) -> str:
