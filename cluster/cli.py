@@ -78,6 +78,12 @@ def _prefs(args: Sequence[str]) -> None:
     prefs(args)
 
 
+def _fit_reward(args: Sequence[str]) -> None:
+    from cluster.commands.fit_reward import fit_reward
+
+    fit_reward(args)
+
+
 def _config(args: Sequence[str]) -> None:
     from cluster.commands.train import print_config
 
@@ -95,6 +101,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "pretrain": (_pretrain, "build a world: STAGE [file.yaml] [--field value]"),
         "collect": (_collect, "serve the page on which people compare clips: [--field value]"),
         "prefs": (_prefs, "preferences: export, validate, merge, split, pool or simulate"),
+        "fit-reward": (_fit_reward, "learn a preference model: file.parquet ... [--field value]"),
         "bench": (_bench, "measure speed: lag or sampler [file.yaml] [--field value]"),
         "config": (_config, "print the resolved configuration as YAML"),
     }
@@ -133,7 +140,7 @@ def dispatch(args: Sequence[str]) -> None:
 
 
 def usage() -> str:
-    lines = (f"  {name:<10}{summary}" for name, (_, summary) in VERBS.items())
+    lines = (f"  {name:<11}{summary}" for name, (_, summary) in VERBS.items())
     return "\n".join(
         [
             f"musicrl {__version__}: text-to-music models that get better by reinforcement learning",

@@ -118,7 +118,8 @@ class RolloutWorker:
             seeds=seeds,
             version=np.full(len(seeds), version, dtype=np.int64),
         )
-        return rollouts, Clips(audio=audio, sample_rate=self.world.sample_rate)
+        clips = Clips(audio=audio, sample_rate=self.world.sample_rate, tokens=samples.tokens)
+        return rollouts, clips
 
     def generate_heldout(
         self, prompts: Sequence[Prompt], *, first: int, version: int

@@ -60,12 +60,14 @@ class Rollouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clips:
-    """Audio of B clips at one sample rate."""
+    """Audio of B clips at one sample rate, and the tokens that it was decoded from."""
 
     audio: NDArray[np.float32]
     """float32 [B, N], in [-1, 1]."""
     sample_rate: int
     """Hz."""
+    tokens: NDArray[np.int16] | None = None
+    """int16 [B, S, K]; none where the clips come from audio files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from musicrl.policies.preference import PreferenceModel
 from musicrl.prompts import load_prompts
+from musicrl.rewards.preference import PREFERENCE_FILE, load_preference
 from musicrl.sampler.engine import Engine
 from musicrl.sampler.sampling import Backend, SamplingConfig, grid_log_probs
+from musicrl.types import Clips
 from musicrl.world import SHIPPED, World
 
 MEGABYTE = 1_000_000
@@ -22,8 +25,8 @@ def world() -> World:
 
 def test_shipped_weights_are_small_and_each_is_in_the_card() -> None:
     files = sorted(SHIPPED.glob("*.safetensors"))
-    models = {"policy", "policy-noisy", "codec", "embedder", "semantic", "judge", "quality"}
-    assert {f.stem for f in files} == models
+    models = "policy policy-noisy codec embedder semantic judge quality preference"
+    assert {f.stem for f in files} == set(models.split())
     assert sum(f.stat().st_size for f in files) < 30 * MEGABYTE
     card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert all(f"`{f.name}`" in card for f in files)
@@ -66,6 +69,31 @@ def mismatch(world: World, sampling: SamplingConfig) -> Tensor:
         asked = conditions.repeat_interleave(2, dim=0)
         taught = grid_log_probs(policy, grid, asked, sampling, kept)
     return (taught.gather(-1, grid[..., None])[..., 0] - torch.from_numpy(samples.logprobs)).abs()
+
+
+def test_the_preference_model_says_that_its_raters_were_simulated(world: World) -> None:
+    _, facts = PreferenceModel.from_file(SHIPPED / PREFERENCE_FILE)
+    assert facts["raters"] == "simulated"
+    assert facts["simulated comparisons"] > 100_000
+    assert facts["listener"] is None
+    card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"| {facts['accuracy']:.3f} ± {facts['standard error']:.3f} |" in card
+
+
+def test_the_preference_model_likes_clips_that_follow_their_caption(world: World) -> None:
+    """As its simulated raters do; clips of 2 s, of captions that nothing learned from."""
+    prompts = load_prompts(split="heldout")[:24]
+    samples = Engine(world.policy.eval(), SamplingConfig()).generate(
+        world.conditioner([prompt.text for prompt in prompts]),
+        samples_per_prompt=1,
+        seeds=np.arange(24, dtype=np.uint64),
+        num_steps=25,
+    )
+    clips = Clips(audio=world.decode(samples.tokens), sample_rate=16_000, tokens=samples.tokens)
+    reward = load_preference(world)
+    own = reward(prompts, clips)
+    others = [reward(prompts[shift:] + prompts[:shift], clips) for shift in (5, 11, 17)]
+    assert float(np.mean(own - np.mean(others, axis=0))) > 0.1
 
 
 def test_a_true_caption_scores_above_another_on_what_the_policy_plays(world: World) -> None:

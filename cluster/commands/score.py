@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.commands.flags import print_help, read_settings, split_words, wants_help
 from musicrl.audio import read_wav
 from musicrl.evaluation.judges import load_judges
-from musicrl.rewards.mix import RewardConfig, make_mix
+from musicrl.rewards.mix import RewardConfig, make_mix, refuse_tokens
 from musicrl.types import Clips, Prompt
 from musicrl.world import World
 
@@ -32,6 +32,7 @@ def score(args: Sequence[str]) -> None:
     config = read_settings(ScoreConfig, flags)
     if len(words) < 2:
         raise ValueError('score needs a text and files: musicrl score "a slow fiddle tune" a.wav')
+    refuse_tokens(config.reward)
     text, files = words[0], [Path(word) for word in words[1:]]
     world = World.load(config.weights)
     audio = [read_wav(file, sample_rate=world.sample_rate) for file in files]

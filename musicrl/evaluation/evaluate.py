@@ -32,7 +32,7 @@ from musicrl.evaluation.table import difference_table, result_table
 from musicrl.policies.base import Policy
 from musicrl.prompts import SHIPPED, load_prompts
 from musicrl.rewards.base import Reward
-from musicrl.rewards.mix import RewardConfig, RewardMix, make_mix
+from musicrl.rewards.mix import RewardConfig, RewardMix, make_mix, refuse_tokens
 from musicrl.rollout import RolloutWorker
 from musicrl.sampler.sampling import SamplingConfig
 from musicrl.types import Clips, Prompt
@@ -72,6 +72,8 @@ class EvaluateConfig:
             raise ValueError(f"prompts_per_chunk must be 1 or more, got {self.prompts_per_chunk}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        if self.audio:
+            refuse_tokens(self.reward)
 
 
 def run_evaluation(config: EvaluateConfig, console: Console | None = None) -> dict[str, object]:

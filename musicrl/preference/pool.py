@@ -130,7 +130,9 @@ def hear_pool(
         for clip, samples in zip(part, audio, strict=True):
             if len(samples) != size:
                 raise ValueError(f"{folder / clip.wav} has {len(samples)} samples, not {size}")
-        yield SampledClips(clips=part, audio=Clips(audio=np.stack(audio), sample_rate=sample_rate))
+        tokens = np.stack([playable.clip.tokens for playable in part])
+        heard = Clips(audio=np.stack(audio), sample_rate=sample_rate, tokens=tokens)
+        yield SampledClips(clips=part, audio=heard)
 
 
 def sample_clips(config: SampledClipsConfig) -> Iterator[SampledClips]:

@@ -11,12 +11,14 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from musicrl.closest import closest
 from musicrl.rewards.base import Reward
+from musicrl.rewards.preference import PREFERENCE, load_preference
 from musicrl.rewards.table import RANGES, RewardWorld, check_reward_name, make_reward
 from musicrl.types import Clips, Prompt, RewardBatch
 
@@ -33,6 +35,8 @@ class RewardConfig:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """(lowest, highest) raw value of a reward that enters the mix as 0..1; quality has (1, 5), as
     the paper's. A reward without a range enters raw, as the paper's text adherence."""
+    preference_file: Path | None = None
+    """Model of the reward `preference` (none: preference.safetensors in the world's folder)."""
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -41,6 +45,8 @@ class RewardConfig:
                 raise ValueError(f"the weight of reward {name!r} must be finite, got {weight}")
         if not any(self.weights.values()):
             raise ValueError("reward weights: at least one reward needs a weight other than 0")
+        if self.preference_file is not None and PREFERENCE not in self.weights:
+            raise ValueError(f"preference_file is set, but {PREFERENCE!r} has no weight")
         for name, (lowest, highest) in self.ranges.items():
             if name not in self.weights:
                 raise ValueError(
@@ -84,8 +90,22 @@ class RewardMix:
 
 def make_mix(config: RewardConfig, world: RewardWorld) -> RewardMix:
     """The mix that `config` describes, its rewards made for `world`."""
-    rewards = {name: make_reward(name, world) for name in config.weights}
+    rewards = {
+        name: load_preference(world, config.preference_file)
+        if name == PREFERENCE
+        else make_reward(name, world)
+        for name in config.weights
+    }
     return RewardMix(rewards, config.weights, {**RANGES, **config.ranges})
+
+
+def refuse_tokens(config: RewardConfig) -> None:
+    """Raise ValueError when a reward of `config` reads tokens: audio files have none."""
+    if PREFERENCE in config.weights:
+        raise ValueError(
+            f"the reward {PREFERENCE!r} reads the tokens of clips that a policy played: "
+            "audio files have none"
+        )
 
 
 def failures(batch: RewardBatch) -> dict[str, int]:

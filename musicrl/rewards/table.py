@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
 from musicrl.closest import closest
 from musicrl.embedders.base import JointEmbedder
 from musicrl.rewards.base import Reward
+from musicrl.rewards.preference import PreferenceWorld, load_preference
 from musicrl.rewards.quality import QUALITY_RANGE, load_quality
 from musicrl.rewards.text import TextAdherence
 
 
-class RewardWorld(Protocol):
+class RewardWorld(PreferenceWorld, Protocol):
     """What a reward may ask of the world that it scores."""
 
     @property
     def embedder(self) -> JointEmbedder: ...
-
-    @property
-    def folder(self) -> Path:
-        """Where a reward finds a file of its own; it is read when the reward is asked for."""
-        ...
 
 
 RewardFactory = Callable[[RewardWorld], Reward]
@@ -42,7 +37,9 @@ def _quality(world: RewardWorld) -> Reward:
     return load_quality(world.folder)
 
 
-REWARDS: Mapping[str, RewardFactory] = MappingProxyType({"text": _text, "quality": _quality})
+REWARDS: Mapping[str, RewardFactory] = MappingProxyType(
+    {"text": _text, "quality": _quality, "preference": load_preference}
+)
 RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"quality": QUALITY_RANGE})
 """(lowest, highest) raw value of a reward that enters the mix as 0..1 unless told otherwise."""
 

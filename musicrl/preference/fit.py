@@ -1,0 +1,249 @@
+"""`musicrl fit-reward`: a preference model from files of comparisons, and what it is worth.
+
+    <out>/preference.safetensors   the model, with its origin and its figures
+    <out>/tensorboard/
+    <out>/ablations/NAME/tensorboard/
+    <out>/tokens.bin, .resume.safetensors    while it trains
+
+How it learns stands in training.py, what is read in pairs.py, the paper's ablations in
+ablations.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from musicrl.evaluation.evaluate import policy_file
+from musicrl.policies.preference import PreferenceModel
+from musicrl.preference.ablations import FULL, ablate, ablation_figures, ablation_table
+from musicrl.preference.pairs import Pairs, SelectionConfig, load_pairs
+from musicrl.preference.predictions import COIN, Prediction
+from musicrl.preference.training import CHECKPOINT, Fitted, Inputs, TrainingConfig, train
+from musicrl.rewards.preference import PREFERENCE_FILE
+from musicrl.world import SHIPPED, World, find_policy
+
+TOKENS = "tokens.bin"
+MINIMUM_HELDOUT = 10
+"""Held-out comparisons below which nothing is measured."""
+TEXTS_AT_ONCE = 256
+CEILING = "ceiling accuracy, knowing the shared utility"
+"""Its name in the figures of `prefs simulate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Learn from comparisons what listeners prefer: the files first, then the options."""
+
+    files: tuple[Path, ...] = ()
+    """Parquet files of comparisons."""
+    out: Path = Path("reward")
+    """Folder of the model; a fit that was interrupted there is continued."""
+    weights: Path | None = None
+    """Folder of the world that the clips are of (none: the shipped tiny world)."""
+    policy: Path | None = None
+    """Policy whose layers the model starts from: a file, checkpoint, run or name in the world's
+    folder (none: the world's own)."""
+    layers: int | None = None
+    """First layers of the policy that are taken (none: all)."""
+    start: Path | None = None
+    """Preference model to continue from, in place of a policy."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    simulation: Path | None = None
+    """Figures of `prefs simulate --json`, whose ceiling is shown beside the accuracy."""
+    ablations: bool = False
+    """Also train and measure the paper's ablations, each for as many steps; the model in `out` is
+    the full one."""
+    json: Path | None = None
+    """File that receives the figures."""
+
+    def __post_init__(self) -> None:
+        if self.start is not None and (self.policy is not None or self.layers is not None):
+            raise ValueError("start is a model of its own: policy and layers do not go with it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a fit is made of, read once."""
+
+    world: World
+    policy: str
+    """Name and digest of the policy that is started from."""
+    inputs: Inputs
+
+
+def fit(config: FitConfig, console: Console | None = None) -> dict[str, Any]:
+    """Train the model, write its file, print what it is worth, write the JSON file if asked; what
+    that holds.
+
+    Raises ValueError or FileNotFoundError naming what cannot be read, is too little or does not
+    fit, before a step is made.
+    """
+    if (config.out / PREFERENCE_FILE).exists():
+        raise ValueError(f"{config.out} already holds a model: choose another folder with --out")
+    ceiling = read_ceiling(config.simulation)
+    material = load_material(config)
+    model = starting_model(config, material.world)
+    fitted = train(model, material.inputs, config.training, config.out, name="preference model")
+    facts = facts_of(config, material, fitted)
+    report = {**facts, "ceiling": ceiling, "reliability": fitted.prediction.figures["bins"]}
+    console = console or Console()
+    _show(console, report, fitted.prediction)
+    if config.ablations:
+        rows = {FULL: fitted.prediction, **_ablate(config, material)}
+        console.print(ablation_table(rows, str(report["raters"])))
+        report["ablations"] = ablation_figures(rows)
+    fitted.model.save(config.out / PREFERENCE_FILE, facts)
+    write_report(config.json, report)
+    _clear(config.out)
+    return report
+
+
+def _clear(folder: Path) -> None:
+    """Delete what only an unfinished fit needs."""
+    (folder / TOKENS).unlink()
+    for checkpoint in folder.rglob(CHECKPOINT):
+        checkpoint.unlink()
+
+
+def _ablate(config: FitConfig, material: Material) -> dict[str, Prediction]:
+    return ablate(
+        lambda: starting_model(config, material.world),
+        material.inputs,
+        material.world,
+        config.training,
+        config.out / "ablations",
+    )
+
+
+def load_material(config: FitConfig) -> Material:
+    """The world, the comparisons and the conditions of their texts. Raises as `fit`."""
+    folder = config.weights or SHIPPED
+    file = find_policy(folder, None)
+    if config.policy is not None:
+        file = policy_file(config.policy, folder)
+    world = World.load(folder, file)
+    pairs = load_pairs(config.files, config.out / TOKENS, world.layout, config.selection)
+    check_enough(pairs, config.training)
+    if pairs.num_steps > world.policy.num_steps:
+        raise ValueError(
+            f"the clips have {pairs.num_steps} steps, the policy plays {world.policy.num_steps}"
+        )
+    digest = hashlib.blake2b(file.read_bytes(), digest_size=4).hexdigest()
+    inputs = Inputs(pairs=pairs, conditions=conditions_of(pairs.texts, world))
+    return Material(world=world, policy=f"{file.stem}@{digest}", inputs=inputs)
+
+
+def check_enough(pairs: Pairs, config: TrainingConfig) -> None:
+    """Raise ValueError when there are too few comparisons to learn from or to measure with."""
+    learned, held = len(pairs.train), len(pairs.heldout)
+    needed = 1 if config.batch_prompts else config.batch_pairs
+    if learned >= needed and held >= MINIMUM_HELDOUT:
+        return
+    dropped = ", ".join(f"{count} {reason}" for reason, count in pairs.dropped.items())
+    raise ValueError(
+        f"too few comparisons: {learned} to learn from (at least {needed} needed), {held} held out "
+        f"(at least {MINIMUM_HELDOUT}); not used: {dropped or 'none'}"
+    )
+
+
+def conditions_of(texts: tuple[str, ...], world: World) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """Conditioning tokens int16 [P, C] of texts."""
+    parts = [texts[i : i + TEXTS_AT_ONCE] for i in range(0, len(texts), TEXTS_AT_ONCE)]
+    with torch.inference_mode():
+        return torch.cat([world.conditioner(part) for part in parts]).numpy().astype(np.int16)
+
+
+def starting_model(config: FitConfig, world: World) -> PreferenceModel:
+    """The model before its first step. Raises ValueError where `start` is of another world."""
+    if config.start is None:
+        return PreferenceModel.from_policy(world.policy, layers=config.layers)
+    model, _ = PreferenceModel.from_file(config.start)
+    if model.config.layout != world.layout:
+        raise ValueError(
+            f"{config.start} reads {model.config.layout}, the world has {world.layout}"
+        )
+    return model
+
+
+def read_ceiling(simulation: Path | None) -> float | None:
+    """The accuracy of who knows what simulated raters share. Raises ValueError naming the file."""
+    if simulation is None:
+        return None
+    try:
+        figures = json.loads(simulation.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as fault:
+        raise ValueError(f"{simulation} is no JSON: {fault}") from fault
+    if not isinstance(figures, dict) or CEILING not in figures:
+        raise ValueError(f"{simulation} holds no {CEILING!r}")
+    return float(figures[CEILING])
+
+
+def facts_of(config: FitConfig, material: Material, fitted: Fitted) -> dict[str, Any]:
+    """What the model's file says of itself."""
+    pairs, prediction = material.inputs.pairs, fitted.prediction
+    used = len(pairs.first_wins)
+    return {
+        "origin": material.policy if config.start is None else str(config.start.name),
+        "raters": _raters(pairs.simulated, used),
+        "simulated comparisons": pairs.simulated,
+        "comparisons learned from": len(pairs.train),
+        "comparisons held out": len(pairs.heldout),
+        "comparisons not used": dict(pairs.dropped),
+        "prompts": len(pairs.texts),
+        "listener": config.selection.listener,
+        "newest": None if pairs.newest is None else pairs.newest.isoformat(),
+        "window_steps": pairs.num_steps,
+        "steps": fitted.steps,
+        "best step": fitted.step,
+        "accuracy": prediction.accuracy,
+        "standard error": prediction.standard_error,
+        "log-loss": prediction.log_loss,
+        "log-loss of a coin": COIN,
+        "calibration error": prediction.calibration_error,
+        "deviation": fitted.deviation,
+    }
+
+
+def write_report(path: Path | None, report: Mapping[str, Any]) -> None:
+    """The figures as JSON, where a file is wanted."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _raters(simulated: int, used: int) -> str:
+    if not simulated:
+        return "people"
+    return "simulated" if simulated == used else "simulated and people"
+
+
+def _show(console: Console, report: Mapping[str, Any], prediction: Prediction) -> None:
+    table = Table(f"preference model ({report['raters']})", "value")
+    for name, value in report.items():
+        if name != "reliability":
+            table.add_row(name, _cell(value))
+    console.print(table)
+    bins = Table("predicted: the first clip is preferred", "observed", "comparisons")
+    for bin in prediction.bins:
+        bins.add_row(f"{bin.predicted:.3f}", f"{bin.observed:.3f}", str(bin.count))
+    console.print(bins)
+
+
+def _cell(value: object) -> str:
+    """What is not known is a dash."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{count} {reason}" for reason, count in value.items()) or "0"
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
