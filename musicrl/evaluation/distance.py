@@ -24,20 +24,23 @@ class Distance:
     """A distance between two sets of as many clips each."""
 
     value: float
+    """NaN where the reference gives no scale."""
     standard_error: float
     """Standard deviation over bootstrap samples of the clips of both sets."""
     clips: int
     """Of each set."""
 
-    def to_json(self) -> dict[str, float | int]:
+    def to_json(self) -> dict[str, float | int | None]:
+        """NaN becomes null."""
+        is_known = np.isfinite(self.value)
         return {
-            "value": self.value,
-            "standard_error": self.standard_error,
+            "value": self.value if is_known else None,
+            "standard_error": self.standard_error if is_known else None,
             "clips": self.clips,
         }
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.standard_error:.3f}"
+        return f"{self.value:.3f} ± {self.standard_error:.3f}" if np.isfinite(self.value) else "-"
 
 
 def frechet_distance(reference: NDArray[np.floating], clips: NDArray[np.floating]) -> float:
@@ -73,8 +76,8 @@ def kernel_distance(reference: NDArray[np.floating], clips: NDArray[np.floating]
     Chung et al. 2025, arXiv 2502.15602).
 
     It needs no normal distribution and has no bias with few clips: sets of one distribution give 0
-    in the mean, thus often less. Raises ValueError for fewer than two clips, or a reference whose
-    clips are mostly the same.
+    in the mean, thus often less. NaN where most clips of `reference` are the same, h then being 0.
+    Raises ValueError for fewer than two clips.
     """
     a, b = _checked(reference, clips)
     kernels = _kernels(a, b)
@@ -83,9 +86,7 @@ def kernel_distance(reference: NDArray[np.floating], clips: NDArray[np.floating]
 
 def _kernels(a: Matrix, b: Matrix) -> tuple[Matrix, Matrix, Matrix]:
     """Of a with a, b with b (both with an empty diagonal) and a with b."""
-    bandwidth = float(np.median(pdist(a)))
-    if not bandwidth > 0:
-        raise ValueError("the median distance between the reference clips is 0")
+    bandwidth = float(np.median(pdist(a))) or float("nan")
     within_a, within_b, between = (
         np.exp(-cdist(x, y, "sqeuclidean") / (2 * bandwidth**2))
         for x, y in ((a, a), (b, b), (a, b))

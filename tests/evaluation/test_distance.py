@@ -97,5 +97,9 @@ def test_what_has_no_distance_is_refused() -> None:
             measure(one, two)
         with pytest.raises(ValueError, match="2 and 1 dimensions"):
             measure(two, two[:, :1])
-    with pytest.raises(ValueError, match="median distance between the reference clips is 0"):
-        kernel(np.ones((3, 2)), two)
+
+
+def test_a_reference_of_one_sound_gives_no_kernel_distance() -> None:
+    found = kernel(np.ones((3, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]))
+    assert found.to_json() == {"value": None, "standard_error": None, "clips": 2}
+    assert str(found) == "-"
