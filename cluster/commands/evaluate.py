@@ -9,6 +9,8 @@ from pathlib import Path
 from cluster.commands.flags import print_help, read_settings, split_words, wants_help
 from musicrl.evaluation.evaluate import EvaluateConfig, run_evaluation
 from musicrl.evaluation.spread import SpreadConfig, run_spread
+from musicrl.pretrain.world import WorldData
+from musicrl.types import Clips
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -17,7 +19,19 @@ def evaluate(args: Sequence[str]) -> None:
         return print_help(EvaluateConfig(), verb="evaluate [policy or run ...]")
     words, flags = split_words(args)
     config = read_settings(EvaluateConfig, flags)
-    run_evaluation(replace(config, policies=(*map(Path, words), *config.policies)))
+    config = replace(config, policies=(*map(Path, words), *config.policies))
+    real = None if config.world is None else real_clips(config.world, 2 * config.prompts)
+    run_evaluation(config, real=real)
+
+
+def real_clips(world: Path, count: int) -> Clips:
+    """The first clips of a rendered world's test split, `count` or all that it has.
+
+    Raises FileNotFoundError or ValueError naming the folder when it holds no such split.
+    """
+    data = WorldData(world, "test")
+    audio = data.audio(range(min(count, len(data)))).numpy()
+    return Clips(audio=audio, sample_rate=data.sample_rate)
 
 
 def spread(args: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """`musicrl evaluate`: policies, and folders of audio, on the same held-out prompts in one process.
 
 A base policy is always the first row; every other row is paired with it, prompt by prompt. What is
-measured stands in `heldout.py`.
+measured of each clip stands in `heldout.py`, of each set of clips in `clipset.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from musicrl.audio import read_wav
+from musicrl.evaluation.clipset import ClipSet, SetFigures, describe, join, set_figures
 from musicrl.evaluation.heldout import (
     EVALUATION_STEP,
     EvaluationChunk,
@@ -27,11 +28,11 @@ from musicrl.evaluation.heldout import (
     merge,
     score_chunk,
 )
-from musicrl.evaluation.judges import load_judges
-from musicrl.evaluation.table import difference_table, result_table
+from musicrl.evaluation.judges import Ears, judges_of
+from musicrl.evaluation.reference import REAL, reference_sets
+from musicrl.evaluation.table import difference_table, result_table, set_table
 from musicrl.policies.base import Policy
 from musicrl.prompts import SHIPPED, load_prompts
-from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import RewardConfig, RewardMix, make_mix, refuse_tokens
 from musicrl.rollout import RolloutWorker
 from musicrl.sampler.sampling import SamplingConfig
@@ -40,6 +41,7 @@ from musicrl.world import SHIPPED as SHIPPED_WORLD
 from musicrl.world import World
 
 BASE = "base"
+NO_REFERENCE = "no distances: they are to the real clips of --world, or to the clips of --base"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,9 @@ class EvaluateConfig:
     """Folders with one `<prompt id>.wav` for each held-out prompt, scored as rows of their own."""
     weights: Path | None = None
     """Folder of the world (none: the shipped tiny world)."""
+    world: Path | None = None
+    """Folder of rendered clips (`musicrl pretrain world`): distances between sets of clips are to
+    real ones of its test split (none: to the clips of `base`, where that is given)."""
     prompts: int = 160
     """Held-out prompts; below 160 the gain of a single attribute drowns in noise."""
     prompts_per_chunk: int = 16
@@ -76,50 +81,83 @@ class EvaluateConfig:
             refuse_tokens(self.reward)
 
 
-def run_evaluation(config: EvaluateConfig, console: Console | None = None) -> dict[str, object]:
-    """Measure every row, print the tables, write the JSON file if asked; what it holds."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured, by name of the row."""
+
+    results: dict[str, EvaluationResult]
+    """Of the base, each policy and each folder of audio."""
+    sets: dict[str, SetFigures]
+    """The same, after real clips and their reconstructions where there are real ones."""
+    reference: str | None
+    """What the distances of the sets are to; None: there are none."""
+
+
+def run_evaluation(
+    config: EvaluateConfig, console: Console | None = None, *, real: Clips | None = None
+) -> dict[str, object]:
+    """Measure every row, print the tables, write the JSON file if asked; what it holds.
+
+    `real` are the clips of `config.world`, at best twice as many as there are prompts.
+    """
     console = console or Console()
-    results = evaluate_rows(config)
+    evaluation = evaluate_rows(config, real=real)
+    results = evaluation.results
     base, others = results[BASE], {k: v for k, v in results.items() if k != BASE}
     console.print(result_table(results))
     if others:
         console.print(difference_table({k: differences(base, v) for k, v in others.items()}))
-    report = to_report(config, results)
+    rows = {name: {**row.distances, **row.diversity} for name, row in evaluation.sets.items()}
+    console.print(set_table(rows))
+    to = evaluation.reference
+    console.print(
+        NO_REFERENCE if to is None else f"distances are to the {to} clips", soft_wrap=True
+    )
+    report = to_report(config, evaluation)
     if config.json is not None:
         config.json.parent.mkdir(parents=True, exist_ok=True)
         config.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     return report
 
 
-def evaluate_rows(config: EvaluateConfig) -> dict[str, EvaluationResult]:
-    """The result of the base, of each policy and of each folder of audio, by name."""
+def evaluate_rows(config: EvaluateConfig, *, real: Clips | None = None) -> Evaluation:
+    """The results and the sets of the base, of each policy and of each folder of audio, by name."""
+    assert (real is None) == (config.world is None), "the real clips are those of the world"
     folder = config.weights or SHIPPED_WORLD
     policies = {str(path): policy_file(path, folder) for path in config.policies}
     prompts = heldout(config)
     worlds = {name: World.load(folder, file) for name, file in policies.items()}
     base = World.load(folder, config.base and policy_file(config.base, folder))
-    mix, judges = make_mix(config.reward, base), load_judges(config.weights)
-    results = {
-        name: evaluate_policy(world, prompts, mix, judges, base=base.policy, config=config)
+    mix, ears = make_mix(config.reward, base), Ears.load(config.weights)
+    real_sets = None if real is None else reference_sets(real, base, ears, size=len(prompts))
+    rows = {
+        name: evaluate_policy(world, prompts, mix, ears, base=base.policy, config=config)
         for name, world in {BASE: base, **worlds}.items()
     }
     for folder in config.audio:
-        results[str(folder)] = evaluate_audio(folder, prompts, mix, judges, base, config=config)
-    return results
+        rows[str(folder)] = evaluate_audio(folder, prompts, mix, ears, base, config=config)
+    sets = {name: clips for name, (_, clips) in rows.items()}
+    reference, beside = real_sets or (sets[BASE] if config.base else None, {})
+    streams = base.layout.stream_names
+    return Evaluation(
+        results={name: result for name, (result, _) in rows.items()},
+        sets={k: set_figures(v, reference, streams) for k, v in {**beside, **sets}.items()},
+        reference=REAL if real_sets else BASE if config.base else None,
+    )
 
 
 def evaluate_policy(
     world: World,
     prompts: Sequence[Prompt],
     mix: RewardMix,
-    judges: Sequence[Reward],
+    ears: Ears,
     *,
     base: Policy,
     config: EvaluateConfig,
-) -> EvaluationResult:
+) -> tuple[EvaluationResult, ClipSet]:
     """Sample one clip of each prompt and score it; the divergence is from `base`."""
-    worker = RolloutWorker(world, config.sampling)
-    scores, divergences = [], []
+    worker, judges = RolloutWorker(world, config.sampling), judges_of(ears)
+    scores, divergences, sets = [], [], []
     for chunk in _progress(prompts, config):
         rollouts, clips = worker.generate(
             chunk.prompts,
@@ -135,30 +173,33 @@ def evaluate_policy(
         )
         kept = None if rollouts.kept is None else torch.from_numpy(rollouts.kept)
         scores.append(score_chunk(chunk, clips, mix, judges))
+        sets.append(describe(clips, ears, rollouts.tokens, [p.text for p in chunk.prompts]))
         divergences.append(
             divergence(chunk, world.policy, base, tokens, conditions, config.sampling, kept)
         )
-    return merge(scores, divergences, world.layout.stream_names)
+    return merge(scores, divergences, world.layout.stream_names), join(sets)
 
 
 def evaluate_audio(
     folder: Path,
     prompts: Sequence[Prompt],
     mix: RewardMix,
-    judges: Sequence[Reward],
+    ears: Ears,
     world: World,
     *,
     config: EvaluateConfig,
-) -> EvaluationResult:
+) -> tuple[EvaluationResult, ClipSet]:
     """Score `<prompt id>.wav` of each prompt, at the length of the world's clips.
 
     Raises FileNotFoundError or ValueError naming the file that is missing or unreadable.
     """
-    scores = []
+    judges = judges_of(ears)
+    scores, sets = [], []
     for chunk in _progress(prompts, config):
-        files = [folder / f"{prompt.id}.wav" for prompt in chunk.prompts]
-        scores.append(score_chunk(chunk, read_clips(files, world), mix, judges))
-    return merge(scores)
+        clips = read_clips([folder / f"{prompt.id}.wav" for prompt in chunk.prompts], world)
+        scores.append(score_chunk(chunk, clips, mix, judges))
+        sets.append(describe(clips, ears, texts=[prompt.text for prompt in chunk.prompts]))
+    return merge(scores), join(sets)
 
 
 def read_clips(files: Sequence[Path], world: World) -> Clips:
@@ -189,8 +230,9 @@ def policy_file(path: Path, world: Path) -> Path:
     raise FileNotFoundError(f"no policy at {path}: neither a file, nor a checkpoint, nor a run")
 
 
-def to_report(config: EvaluateConfig, results: dict[str, EvaluationResult]) -> dict[str, object]:
+def to_report(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, object]:
     """What the JSON file holds."""
+    results = evaluation.results
     base = results[BASE]
     return {
         "seed": config.seed,
@@ -201,6 +243,10 @@ def to_report(config: EvaluateConfig, results: dict[str, EvaluationResult]) -> d
             name: {key: change.to_json() for key, change in differences(base, result).items()}
             for name, result in results.items()
             if name != BASE
+        },
+        "sets": {
+            "reference": evaluation.reference,
+            "rows": {name: found.to_json() for name, found in evaluation.sets.items()},
         },
     }
 

@@ -18,7 +18,7 @@ class Figure:
     mean: float
     """NaN when no clip was scored."""
     standard_error: float
-    """Sample standard deviation / sqrt(count); NaN below two clips."""
+    """Sample standard deviation / sqrt(count); NaN below two clips, or where none is known."""
     count: int
     """Clips that were scored."""
 
@@ -33,7 +33,7 @@ class Figure:
     def __str__(self) -> str:
         if not self.count:
             return "-"
-        if self.count == 1:
+        if not np.isfinite(self.standard_error):
             return f"{self.mean:.3f}"
         return f"{self.mean:.3f} ± {self.standard_error:.3f}"
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,10 +25,12 @@ from musicrl.evaluation.music import Clipping, OnsetTempo, PitchVariety, Soundin
 from musicrl.evaluation.musicnn import SAMPLE_RATE, TAGS, Tagger
 from musicrl.prompts import attribute
 from musicrl.rewards.base import Reward
-from musicrl.rewards.text import TextAdherence
+from musicrl.rewards.text import TextAdherence, split_windows
 from musicrl.types import Clips, Prompt
 
 TINY = Path(__file__).parent.parent / "data" / "tiny"
+EMBEDDED_WINDOWS = 96
+"""Windows that the joint embedding hears at once, to bound memory."""
 CALIBRATION = "calibration.json"
 """File in a world's folder: mean and deviation of the tagger's log-odds on its real clips."""
 TAGS_OF: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -57,22 +61,27 @@ class TagScores:
         self._tagger = tagger
         self._batch = batch
         self._mean, self._deviation = read_calibration(calibration)
-        self._latest: tuple[Clips, NDArray[np.float64]] | None = None
+        self._latest: tuple[Clips, NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def __call__(self, clips: Clips) -> NDArray[np.float64]:
         """float64 [B, 50]; NaN for clips that are not finite."""
-        if self._latest is None or self._latest[0] is not clips:
-            self._latest = clips, self._hear(clips)
-        return self._latest[1]
+        return self._hear(clips)[0]
 
-    def _hear(self, clips: Clips) -> NDArray[np.float64]:
-        audio = resample(clips.audio, clips.sample_rate, SAMPLE_RATE)
-        finite = np.isfinite(audio).all(1, keepdims=True)
-        heard = torch.tensor(np.where(finite, audio, 0))
-        parts = [heard[i : i + self._batch] for i in range(0, len(heard), self._batch)]
-        log_odds = np.concatenate([tag_log_odds(self._tagger, part) for part in parts])
-        scores = (log_odds - self._mean) / self._deviation
-        return np.where(finite, scores, np.nan)
+    def features(self, clips: Clips) -> NDArray[np.float64]:
+        """The tagger's embedding of the clips, float64 [B, 200]; NaN as above."""
+        return self._hear(clips)[1]
+
+    def _hear(self, clips: Clips) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self._latest is None or self._latest[0] is not clips:
+            audio = resample(clips.audio, clips.sample_rate, SAMPLE_RATE)
+            finite = np.isfinite(audio).all(1, keepdims=True)
+            heard = torch.tensor(np.where(finite, audio, 0))
+            parts = [self._tagger.hear(part) for part in heard.split(self._batch)]
+            log_odds = np.concatenate([_log_odds(tags) for tags, _ in parts])
+            features = torch.cat([units for _, units in parts]).double().numpy()
+            scores = np.where(finite, (log_odds - self._mean) / self._deviation, np.nan)
+            self._latest = clips, scores, np.where(finite, features, np.nan)
+        return self._latest[1:]
 
 
 class TagJudge:
@@ -119,14 +128,47 @@ def asked_value(prompt: Prompt, name: str) -> str | None:
     return said[0] if len(said) == 1 else None
 
 
-def load_judges(weights: Path | None = None) -> tuple[Reward, ...]:
-    """The judges of a world's folder (none: the shipped tiny world).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ears:
+    """The models that judge, and that no policy is rewarded with."""
 
-    Raises FileNotFoundError or ValueError naming the file when one cannot be read.
-    """
-    folder = weights or TINY
-    scores = TagScores(Tagger(), folder / CALIBRATION)
-    model = MuLan.from_file(folder / "judge.safetensors", kind="judge")
+    tags: TagScores
+    model: MuLan
+    """The joint embedding of other seed and front end than the rewarded one."""
+
+    @classmethod
+    def load(cls, weights: Path | None = None) -> Ears:
+        """Those of a world's folder (none: the shipped tiny world).
+
+        Raises FileNotFoundError or ValueError naming the file when one cannot be read.
+        """
+        folder = weights or TINY
+        tags = TagScores(Tagger(), folder / CALIBRATION)
+        return cls(tags=tags, model=MuLan.from_file(folder / "judge.safetensors", kind="judge"))
+
+    @torch.inference_mode()
+    def embed(self, clips: Clips) -> dict[str, NDArray[np.float64]]:
+        """Two embeddings of clips, for distances between sets: `tagger` float64 [B, 200] and
+        `judge` float64 [B, D], the mean over its windows at unit length; NaN for clips that are
+        not finite. The tagger hears clips that a judge has just heard no second time."""
+        audio = resample(clips.audio, clips.sample_rate, self.model.sample_rate)
+        finite = np.isfinite(audio).all(1, keepdims=True)
+        windows = split_windows(np.where(finite, audio, np.float32(0)), self.model.window_size)
+        B, W, N = windows.shape
+        parts = torch.from_numpy(windows.reshape(B * W, N)).split(EMBEDDED_WINDOWS)
+        sounds = torch.cat([self.model.embed_audio(part) for part in parts]).double()
+        vectors = F.normalize(sounds.view(B, W, -1).mean(1), dim=-1).numpy()
+        return {"tagger": self.tags.features(clips), "judge": np.where(finite, vectors, np.nan)}
+
+
+def load_judges(weights: Path | None = None) -> tuple[Reward, ...]:
+    """The judges of a world's folder, as `Ears.load` finds their models."""
+    return judges_of(Ears.load(weights))
+
+
+def judges_of(ears: Ears) -> tuple[Reward, ...]:
+    """All judges; those that need a model share it."""
+    scores, model = ears.tags, ears.model
     return (
         TextAdherence(model, name="embedding"),
         TagJudge(scores, name="tagger", attributes=tuple(TAGS_OF)),
@@ -140,7 +182,11 @@ def load_judges(weights: Path | None = None) -> tuple[Reward, ...]:
 
 def tag_log_odds(tagger: Tagger, audio: Tensor) -> NDArray[np.float64]:
     """Log-odds float64 [B, 50] of `TAGS` in audio float32 [B, N] at 16 kHz."""
-    log_odds: NDArray[np.float64] = torch.logit(tagger(audio).double(), eps=1e-9).numpy()
+    return _log_odds(tagger(audio))
+
+
+def _log_odds(probabilities: Tensor) -> NDArray[np.float64]:
+    log_odds: NDArray[np.float64] = torch.logit(probabilities.double(), eps=1e-9).numpy()
     return log_odds
 
 

@@ -26,6 +26,8 @@ QUIET = 10 ** (-60 / 20)
 """Root mean square, full scale = 1, below which a frame is silent."""
 LOWEST, HIGHEST = 100.0, 2000.0
 """Hz: the range that pitch classes are read from."""
+PITCH_WINDOW, PITCH_HOP = 4096, 1024
+"""Samples of the frames that pitch classes are read in, and between them."""
 
 
 class OnsetTempo:
@@ -103,9 +105,9 @@ def _peaks(flux: NDArray[np.float64]) -> int:
 
 def leading_classes(clips: Clips) -> list[NDArray[np.int64]]:
     """The strongest of the 12 pitch classes in each frame that is not silent, of each clip."""
-    size = 4096
+    size = PITCH_WINDOW
     audio, finite = _finite(clips)
-    spectra = _spectra(audio, size, size // 4)
+    spectra = _spectra(audio, size, PITCH_HOP)
     frequency = torch.arange(size // 2 + 1) * clips.sample_rate / size
     used = (frequency >= LOWEST) & (frequency <= HIGHEST)
     pitch = (12 * torch.log2(frequency[used] / 440)).round().long() % 12

@@ -93,14 +93,22 @@ class Musicnn(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches [B, T, F] to logits [B, 50]."""
+        return self.tag(self.embed(patches))
+
+    def tag(self, units: Tensor) -> Tensor:
+        """The last layer: `embed` [B, 200] to logits [B, 50]."""
+        logits: Tensor = self.out(self.bnd(units))
+        return logits
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Patches [B, T, F] to the last layer but one [B, 200], after its ReLU."""
         features = self._features(self.bn0(patches[:, None]))
         first = self.bnm[0](F.relu(self.m1(features)))
         second = self.bnm[1](F.relu(self.m2(first))) + first
         third = self.bnm[2](F.relu(self.m3(second))) + second
         stack = torch.cat([features, first, second, third], 1)
         pooled = torch.stack([stack.amax(2), stack.mean(2)], 2).flatten(1)
-        logits: Tensor = self.out(self.bnd(F.relu(self.fc(self.bnp(pooled)))))
-        return logits
+        return F.relu(self.fc(self.bnp(pooled)))
 
     def _features(self, x: Tensor) -> Tensor:
         """Spectra [B, 1, T, F] to the maxima over frequency of each filter, [B, 561, T]."""
@@ -122,16 +130,22 @@ class Tagger(nn.Module):
         load_into(self.network, _read(weights), origin=weights)
         self.eval().requires_grad_(False)
 
-    @torch.inference_mode()
     def forward(self, audio: Tensor) -> Tensor:
         """Probabilities [B, 50] of `TAGS`, the mean over consecutive patches of 3 s, for audio
         float32 [B, N] at 16 kHz; a remainder is left out and a short clip padded."""
+        return self.hear(audio)[0]
+
+    @torch.inference_mode()
+    def hear(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """The same probabilities, and the last layer but one [B, 200], its mean over the patches:
+        an embedding of what the clip sounds like."""
         mel = self.front(audio)
         mel = F.pad(mel, (0, 0, 0, max(0, PATCH - mel.shape[1])))
         patches = mel.unfold(1, PATCH, PATCH).transpose(2, 3)
         B, W, T, M = patches.shape
-        probabilities: Tensor = self.network(patches.reshape(B * W, T, M)).sigmoid()
-        return probabilities.view(B, W, -1).mean(1)
+        units = self.network.embed(patches.reshape(B * W, T, M))
+        probabilities = self.network.tag(units).sigmoid()
+        return probabilities.view(B, W, -1).mean(1), units.view(B, W, -1).mean(1)
 
 
 def slaney_filters() -> NDArray[np.float32]:

@@ -35,6 +35,15 @@ def difference_table(changes: Mapping[str, Mapping[str, Figure]]) -> Table:
     return table
 
 
+def set_table(rows: Mapping[str, Mapping[str, object]]) -> Table:
+    """Numbers of whole sets of clips."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    table = Table("set of clips", *rows)
+    for name in names:
+        table.add_row(name, *(str(row[name]) if name in row else "-" for row in rows.values()))
+    return table
+
+
 def signed(change: Figure) -> str:
     """A difference with its sign, as `+0.120 ± 0.015`."""
     return f"+{change}" if change.count and change.mean >= 0 else str(change)

@@ -61,7 +61,9 @@ def test_a_policy_is_paired_with_the_base(
 
 def test_the_figures_do_not_depend_on_the_chunks(tiny_world: Path) -> None:
     small, large = (
-        evaluate_rows(EvaluateConfig(weights=tiny_world, prompts=5, prompts_per_chunk=n))["base"]
+        evaluate_rows(EvaluateConfig(weights=tiny_world, prompts=5, prompts_per_chunk=n)).results[
+            "base"
+        ]
         for n in (2, 5)
     )
     for name, column in large.columns.items():
@@ -74,7 +76,7 @@ def test_a_folder_of_audio_is_a_row(tiny_world: Path, tmp_path: Path) -> None:
     for prompt in heldout(config):
         noise = rng.uniform(-0.5, 0.5, 8_000).astype(np.float32)
         write_wav(tmp_path / f"{prompt.id}.wav", noise, 16_000)
-    found = evaluate_rows(config)[str(tmp_path)]
+    found = evaluate_rows(config).results[str(tmp_path)]
     assert found.figures["reward"].count == 2
     assert found.kl == {}
     next(tmp_path.glob("*.wav")).write_bytes(b"broken")
@@ -100,7 +102,8 @@ def test_where_a_policy_is_found(tmp_path: Path) -> None:
 
 def test_another_policy_can_be_the_base(tiny_world: Path, other_policy: Path) -> None:
     config = EvaluateConfig(weights=tiny_world, prompts=4, policies=(other_policy,))
-    plain, swapped = evaluate_rows(config), evaluate_rows(replace(config, base=other_policy))
+    plain = evaluate_rows(config).results
+    swapped = evaluate_rows(replace(config, base=other_policy)).results
     row = plain[str(other_policy)]
     assert row.figures["reward"] == swapped["base"].figures["reward"]
     assert row.kl["total"].max() > 1e-3

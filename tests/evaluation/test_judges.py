@@ -54,9 +54,9 @@ class CountingTagger(Tagger):
         torch.nn.Module.__init__(self)
         self.probabilities, self.heard = probabilities, 0
 
-    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+    def hear(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.heard += len(audio)
-        return self.probabilities.expand(len(audio), -1)
+        return self.probabilities.expand(len(audio), -1), audio[:, :2]
 
 
 CLIPS = Clips(audio=np.zeros((1, 16_000), np.float32), sample_rate=16_000)
@@ -125,6 +125,8 @@ def test_several_judges_hear_the_same_clips_once_and_broken_ones_have_no_score()
     for name in ("tempo", "loudness"):
         judged = TagJudge(shared, name=name, attributes=(name,))(prompts, clips)
         assert np.isfinite(judged).tolist() == [True, False, True]
+    features = shared.features(clips)
+    assert np.isfinite(features).all(1).tolist() == [True, False, True]
     assert tagger.heard == 3
     shared(Clips(audio=audio[:1], sample_rate=16_000))
     assert tagger.heard == 4

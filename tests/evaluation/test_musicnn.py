@@ -53,6 +53,16 @@ def test_tag_probabilities_are_those_of_the_reference(tagger: Tagger, seconds: f
     assert float(tags.sum()) == pytest.approx(SUMS[seconds], abs=1e-3)
 
 
+def test_the_embedding_is_the_last_layer_but_one(tagger: Tagger) -> None:
+    """Of one patch the last layer makes the tags again; of two it is the mean."""
+    tags, units = tagger.hear(signal(3.0))
+    torch.testing.assert_close(tagger.network.tag(units).sigmoid(), tags)
+    assert float(units.min()) == 0  # after a ReLU
+    both = tagger.front(signal(6.0)).unfold(1, 187, 187).transpose(2, 3)[0]
+    patches = torch.stack([tagger.network.embed(patch[None])[0] for patch in both])
+    torch.testing.assert_close(tagger.hear(signal(6.0))[1][0], patches.mean(0))
+
+
 def test_log_mel_is_that_of_the_reference() -> None:
     mel = LogMel()(signal(1.0))
     assert mel.shape == (1, 63, 96)
