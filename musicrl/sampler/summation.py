@@ -48,15 +48,14 @@ def product_in_parts(
 ) -> Tensor:
     """x [B, I] by a packed weight: [B, O], then `after` ("none" or "gelu")."""
     fused = torch.ops.mkldnn._linear_pointwise
-    out: Tensor | None = None
-    for part, weight in zip(x.split(list(parts), dim=1), packed, strict=True):
-        part = part.contiguous()
-        if out is not None:
-            out = fused.binary(part, out, weight, None, "add")
-        else:
-            out = fused(part, weight, None, after if len(parts) == 1 else "none", [], "none")
-    assert out is not None, "a product has inputs"
-    return F.gelu(out) if after == "gelu" and len(parts) > 1 else out
+    if len(parts) == 1:
+        whole: Tensor = fused(x, packed[0], None, after, [], "none")
+        return whole
+    first, *others = (part.contiguous() for part in x.split(list(parts), dim=1))
+    out: Tensor = fused(first, packed[0], None, "none", [], "none")
+    for part, weight in zip(others, packed[1:], strict=True):
+        out = fused.binary(part, out, weight, None, "add")
+    return F.gelu(out) if after == "gelu" else out
 
 
 def _guesses(inputs: int) -> Iterator[tuple[int, ...]]:
