@@ -102,7 +102,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "collect": (_collect, "serve the page on which people compare clips: [--field value]"),
         "prefs": (_prefs, "preferences: export, validate, merge, split, pool or simulate"),
         "fit-reward": (_fit_reward, "learn a preference model: file.parquet ... [--field value]"),
-        "bench": (_bench, "measure speed: lag or sampler [file.yaml] [--field value]"),
+        "bench": (_bench, "measure speed: lag, sampler or iteration [file.yaml] [--field value]"),
         "config": (_config, "print the resolved configuration as YAML"),
     }
 )
