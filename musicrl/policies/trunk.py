@@ -24,6 +24,7 @@ from musicrl.policies.blocks import (
     rotations,
 )
 from musicrl.policies.config import MusicLMConfig
+from musicrl.sampler.reference import product
 
 EMBEDDING_STD = 0.1
 
@@ -106,8 +107,7 @@ class Trunk(nn.Module):
 
     def bias(self, prefix: Tensor) -> Tensor:
         """What every frame adds of its condition, [P, W]: without it conditioning is forgotten."""
-        bias: Tensor = self.condition_bias(prefix.mean(dim=1))
-        return bias
+        return product(prefix.mean(dim=1), self.condition_bias.weight)
 
     def embed_frames(self, tokens: Tensor) -> Tensor:
         """Sum of the embeddings of each frame's K tokens, [N, K] to [N, W]."""

@@ -10,6 +10,23 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__GNUC__)
+#define INLINED static inline __attribute__((always_inline))
+#else
+#define INLINED static inline
+#endif
+
+/* Call `mix` with a head's size as a constant where it is a common one: its loops unroll. */
+#define FOR_SIZE(mix, ...)                                                                         \
+    switch (size) {                                                                                \
+    case 32: mix(at, table, length, 32, __VA_ARGS__); break;                                       \
+    case 48: mix(at, table, length, 48, __VA_ARGS__); break;                                       \
+    case 64: mix(at, table, length, 64, __VA_ARGS__); break;                                       \
+    default: mix(at, table, length, size, __VA_ARGS__);                                            \
+    }
+
+enum { AHEAD = 4096 };
+
 /* e^x for x <= 0, relative error below 1e-12; 0 below -700, NaN for NaN. The caller's loop
  * vectorises: Cody and Waite's reduction to |r| <= ln 2 / 2, Taylor's polynomial of degree 10. */
 static inline double exp_of_negative(double x)
@@ -35,6 +52,26 @@ static inline double exp_of_negative(double x)
     return x < -700.0 ? 0.0 : p * scale;
 }
 
+/* The same in float32, relative error below 1e-6; 0 below -87. */
+static inline float short_exp_of_negative(float x)
+{
+    const float shift = 12582912.0f; /* 1.5 * 2^23 */
+    float clamped = x < -87.0f ? -87.0f : x;
+    float n = (clamped * 1.44269504f + shift) - shift;
+    float r = (clamped - n * 0.693145752f) - n * 1.42860677e-6f;
+    float p = 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) * (1 << 23);
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return x < -87.0f ? 0.0f : p * scale;
+}
+
 /* Turn each pair (x[2i], x[2i + 1]) by rotation[i] = (cosine, sine). */
 static inline void rotate(const float *x, const float *rotation, float *out, int size)
 {
@@ -49,27 +86,12 @@ static inline void rotate(const float *x, const float *rotation, float *out, int
     }
 }
 
-/* What the rows of a layer share. */
-typedef struct {
-    const float *rotation;
-    void *keys, *values;
-    int heads, kv_heads, size, page, appends, is_half;
-} layer_t;
-
-/* Keep numbers in a cache from number `first` on: float32, or rounded to even to its upper half
- * (bfloat16); what is not finite stays so. */
-static inline void keep(const layer_t *at, void *cache, size_t first, const float *x)
+/* Rounded to even to bfloat16: the upper half of its bits; what is not finite stays so. */
+static inline uint16_t rounded(float x)
 {
-    if (!at->is_half) {
-        memcpy((float *)cache + first, x, at->size * sizeof(float));
-        return;
-    }
-    for (int i = 0; i < at->size; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-        ((uint16_t *)cache)[first + i] = x[i] == x[i] ? (uint16_t)rounded : 0x7fc0;
-    }
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return x == x ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
 }
 
 /* Two neighbours of a bfloat16 cache lie in one word, the first in its lower half: its numbers are
@@ -90,8 +112,26 @@ static inline float upper(uint32_t pair)
     return x;
 }
 
+/* What the rows of a layer share. */
+typedef struct {
+    const float *rotation;
+    void *keys, *values;
+    int heads, kv_heads, size, page, appends, is_half;
+} layer_t;
+
+/* Keep numbers in a cache from number `first` on: float32, or bfloat16. */
+static inline void keep(const layer_t *at, void *cache, size_t first, const float *x)
+{
+    if (!at->is_half) {
+        memcpy((float *)cache + first, x, at->size * sizeof(float));
+        return;
+    }
+    for (int i = 0; i < at->size; i++)
+        ((uint16_t *)cache)[first + i] = rounded(x[i]);
+}
+
 /* Scores of `count` keys, at most 4: a load of the query serves all. */
-static inline void dots(const double *query, const float *keys, int count, int size, double *scores)
+INLINED void dots(const double *query, const float *keys, int count, int size, double *scores)
 {
     if (count == 4) {
         const float *k0 = keys, *k1 = k0 + size, *k2 = k1 + size, *k3 = k2 + size;
@@ -115,8 +155,7 @@ static inline void dots(const double *query, const float *keys, int count, int s
     }
 }
 
-static inline void mixes(const double *weights, const float *values, int count, int size,
-                         double *out)
+INLINED void mixes(const double *weights, const float *values, int count, int size, double *out)
 {
     if (count == 4) {
         const float *v0 = values, *v1 = v0 + size, *v2 = v1 + size, *v3 = v2 + size;
@@ -133,8 +172,8 @@ static inline void mixes(const double *weights, const float *values, int count, 
 }
 
 /* The same on bfloat16, in float32: first the query's even numbers, then its odd ones. */
-static inline void dots_half(const float *query, const uint32_t *keys, int count, int pairs,
-                             double *scores)
+INLINED void dots_half(const float *query, const uint32_t *keys, int count, int pairs,
+                       float *scores)
 {
     const float *even = query, *odd = query + pairs;
     if (count == 4) {
@@ -159,8 +198,8 @@ static inline void dots_half(const float *query, const uint32_t *keys, int count
     }
 }
 
-static inline void mixes_half(const double *weights, const uint32_t *values, int count, int pairs,
-                              float *out)
+INLINED void mixes_half(const float *weights, const uint32_t *values, int count, int pairs,
+                        float *out)
 {
     float *even = out, *odd = out + pairs;
     if (count == 4) {
@@ -187,6 +226,7 @@ static inline void mixes_half(const double *weights, const uint32_t *values, int
 static inline void weigh(double *scores, int count)
 {
     double highest = scores[0], sum = 0.0;
+#pragma omp simd reduction(max : highest)
     for (int t = 1; t < count; t++)
         highest = scores[t] > highest ? scores[t] : highest;
 #pragma omp simd reduction(+ : sum)
@@ -196,6 +236,22 @@ static inline void weigh(double *scores, int count)
     }
     for (int t = 0; t < count; t++)
         scores[t] /= sum;
+}
+
+static inline void weigh_half(float *scores, int count)
+{
+    float highest = scores[0], sum = 0.0f;
+#pragma omp simd reduction(max : highest)
+    for (int t = 1; t < count; t++)
+        highest = scores[t] > highest ? scores[t] : highest;
+#pragma omp simd reduction(+ : sum)
+    for (int t = 0; t < count; t++) {
+        scores[t] = short_exp_of_negative(scores[t] - highest);
+        sum += scores[t];
+    }
+    float share = 1.0f / sum;
+    for (int t = 0; t < count; t++)
+        scores[t] *= share;
 }
 
 /* Where a head's numbers begin in a row's page of position t. */
@@ -216,69 +272,115 @@ static void append(const layer_t *at, const float *row, const float *rotation, c
     }
 }
 
-/* One row: append, score, weigh, mix. `query` and `mixed` hold heads * size numbers, float64 or for
- * bfloat16 float32. */
-static void attend_row(const layer_t *at, const float *row, const int32_t *table, int length,
-                       double *scratch, float *out)
+/* Ask memory for what comes AHEAD bytes after these: processors do so by themselves only within
+ * 4 kB, and a page of the cache is read in one run. Past the end of the cache it does nothing. */
+static inline void fetch_ahead(const void *from, size_t bytes)
 {
-    const int heads = at->heads, size = at->size, page = at->page, half = at->is_half;
-    const int shared = heads / at->kv_heads, pairs = size / 2;
-    double *query = scratch, *mixed = query + heads * size, *weights = mixed + heads * size;
-    float *query_half = (float *)query, *mixed_half = (float *)mixed;
-    const float *rotation = at->rotation ? at->rotation + (size_t)(length - 1) * size : NULL;
-    const double scale = 1.0 / sqrt((double)size);
-    if (at->appends)
-        append(at, row, rotation, table, length - 1, out);
-    for (int h = 0; h < heads; h++) {
-        float *turned = out + (size_t)h * size;
-        rotate(row + (size_t)h * size, rotation, turned, size);
-        if (half)
-            for (int i = 0; i < pairs; i++) {
-                query_half[h * size + i] = turned[2 * i] * (float)scale;
-                query_half[h * size + pairs + i] = turned[2 * i + 1] * (float)scale;
-            }
-        else
-            for (int i = 0; i < size; i++)
-                query[h * size + i] = turned[i] * scale;
-    }
-    memset(mixed, 0, heads * size * sizeof(double));
+#if defined(__GNUC__)
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch((const char *)from + AHEAD + i);
+#endif
+}
+
+/* One row on a float32 cache: score, weigh, mix. `query` [heads, size] is scaled; `mixed` of the same
+ * size receives the result, and `weights` holds heads * length numbers. */
+INLINED void mix_row(const layer_t *at, const int32_t *table, int length, int size,
+                     const double *query, double *mixed, double *weights)
+{
+    const int heads = at->heads, page = at->page, shared = heads / at->kv_heads;
     for (int start = 0; start < length; start += page) {
         int end = length < start + page ? length : start + page;
         for (int h = 0; h < heads; h++) {
-            size_t key = page_of(at, table, start, h / shared);
+            const float *keys = (const float *)at->keys + page_of(at, table, start, h / shared);
             double *scores = weights + (size_t)h * length;
-            for (int t = start; t < end; t += 4, key += 4 * size) {
-                int count = end - t < 4 ? end - t : 4;
-                if (half)
-                    dots_half(query_half + h * size, (const uint32_t *)at->keys + key / 2, count,
-                              pairs, scores + t);
-                else
-                    dots(query + h * size, (const float *)at->keys + key, count, size, scores + t);
+            for (int t = start; t < end; t += 4, keys += 4 * size) {
+                fetch_ahead(keys, 4 * size * sizeof *keys);
+                dots(query + h * size, keys, end - t < 4 ? end - t : 4, size, scores + t);
             }
         }
     }
     for (int h = 0; h < heads; h++)
         weigh(weights + (size_t)h * length, length);
+    memset(mixed, 0, heads * size * sizeof *mixed);
     for (int start = 0; start < length; start += page) {
         int end = length < start + page ? length : start + page;
         for (int h = 0; h < heads; h++) {
-            size_t value = page_of(at, table, start, h / shared);
+            const float *values = (const float *)at->values + page_of(at, table, start, h / shared);
             const double *own = weights + (size_t)h * length;
-            for (int t = start; t < end; t += 4, value += 4 * size) {
-                int count = end - t < 4 ? end - t : 4;
-                if (half)
-                    mixes_half(own + t, (const uint32_t *)at->values + value / 2, count, pairs,
-                               mixed_half + h * size);
-                else
-                    mixes(own + t, (const float *)at->values + value, count, size,
-                          mixed + h * size);
+            for (int t = start; t < end; t += 4, values += 4 * size) {
+                fetch_ahead(values, 4 * size * sizeof *values);
+                mixes(own + t, values, end - t < 4 ? end - t : 4, size, mixed + h * size);
+            }
+        }
+    }
+}
+
+/* The same on bfloat16, in float32; heads have their even numbers first. */
+INLINED void mix_row_half(const layer_t *at, const int32_t *table, int length, int size,
+                          const float *query, float *mixed, float *weights)
+{
+    const int heads = at->heads, page = at->page, shared = heads / at->kv_heads, pairs = size / 2;
+    for (int start = 0; start < length; start += page) {
+        int end = length < start + page ? length : start + page;
+        for (int h = 0; h < heads; h++) {
+            const uint32_t *keys =
+                (const uint32_t *)at->keys + page_of(at, table, start, h / shared) / 2;
+            float *scores = weights + (size_t)h * length;
+            for (int t = start; t < end; t += 4, keys += 4 * pairs) {
+                fetch_ahead(keys, 4 * pairs * sizeof *keys);
+                dots_half(query + h * size, keys, end - t < 4 ? end - t : 4, pairs, scores + t);
             }
         }
     }
     for (int h = 0; h < heads; h++)
-        for (int i = 0; i < size; i++)
-            out[h * size + i] = half ? mixed_half[h * size + (i % 2) * pairs + i / 2]
-                                     : (float)mixed[h * size + i];
+        weigh_half(weights + (size_t)h * length, length);
+    memset(mixed, 0, heads * size * sizeof *mixed);
+    for (int start = 0; start < length; start += page) {
+        int end = length < start + page ? length : start + page;
+        for (int h = 0; h < heads; h++) {
+            const uint32_t *values =
+                (const uint32_t *)at->values + page_of(at, table, start, h / shared) / 2;
+            const float *own = weights + (size_t)h * length;
+            for (int t = start; t < end; t += 4, values += 4 * pairs) {
+                fetch_ahead(values, 4 * pairs * sizeof *values);
+                mixes_half(own + t, values, end - t < 4 ? end - t : 4, pairs, mixed + h * size);
+            }
+        }
+    }
+}
+
+/* One row: append, turn and scale its query, mix. `scratch` holds heads * (length + 2 size) float64. */
+static void attend_row(const layer_t *at, const float *row, const int32_t *table, int length,
+                       double *scratch, float *out)
+{
+    const int size = at->size, pairs = size / 2, count = at->heads * size;
+    const float *rotation = at->rotation ? at->rotation + (size_t)(length - 1) * size : NULL;
+    const double scale = 1.0 / sqrt((double)size);
+    if (at->appends)
+        append(at, row, rotation, table, length - 1, out);
+    for (int h = 0; h < at->heads; h++)
+        rotate(row + (size_t)h * size, rotation, out + (size_t)h * size, size);
+    if (!at->is_half) {
+        double *query = scratch, *mixed = query + count, *weights = mixed + count;
+        for (int i = 0; i < count; i++)
+            query[i] = out[i] * scale;
+        FOR_SIZE(mix_row, query, mixed, weights)
+        for (int i = 0; i < count; i++)
+            out[i] = (float)mixed[i];
+        return;
+    }
+    float *query = (float *)scratch, *mixed = query + count, *weights = mixed + count;
+    for (int h = 0; h < count; h += size)
+        for (int i = 0; i < pairs; i++) {
+            query[h + i] = out[h + 2 * i] * (float)scale;
+            query[h + pairs + i] = out[h + 2 * i + 1] * (float)scale;
+        }
+    FOR_SIZE(mix_row_half, query, mixed, weights)
+    for (int h = 0; h < count; h += size)
+        for (int i = 0; i < pairs; i++) {
+            out[h + 2 * i] = mixed[h + i];
+            out[h + 2 * i + 1] = mixed[h + pairs + i];
+        }
 }
 
 /* Each row's query over its positions in the cache, with a new one appended first if asked. On a

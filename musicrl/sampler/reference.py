@@ -17,7 +17,7 @@ from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.ops import EPS
 from musicrl.sampler.sampling import Drawn, SamplingConfig, draw
 
-FEWEST_ROWS = 12
+FEWEST_ROWS = 16
 """Products of fewer rows take another path through the libraries, and other roundings."""
 
 
