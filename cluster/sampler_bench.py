@@ -11,37 +11,30 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from ctypes.util import find_library
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from time import perf_counter
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch.nn import functional as F
 
+from cluster.machine_rates import Rates, processor
 from cluster.sampler_subject import GUIDANCE, MUSICGEN_FRAME_RATE, EngineName, Shape, Subject
 from musicrl.run import versions, write_text
-from musicrl.sampler.cost import StepCost, step_cost
+from musicrl.sampler.cost import step_cost
 from musicrl.sampler.sampling import Precision
 from musicrl.solo import threads
 from musicrl.world import World
 
-MEMORY_FLOATS = 2**26
-PRODUCTS = ((384, 1024), (768, 3072), (1024, 1024))
-"""Inputs and outputs of the products, of `PRODUCT_ROWS` rows, that the machine's rate is taken of."""
-PRODUCT_ROWS = 128
 SUBJECT_MODULE = "cluster.sampler_subject"
 TCMALLOC = ("tcmalloc_minimal", "tcmalloc")
 
@@ -61,6 +54,7 @@ class SamplerBenchConfig:
     (neither for the world: transformers has no such policy)."""
     dtypes: tuple[Precision, ...] = ("float32", "bfloat16")
     turns: int = 5
+    device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 0
     """CPU threads (0: torch's own choice)."""
     seconds: float | None = None
@@ -73,6 +67,8 @@ class SamplerBenchConfig:
     def __post_init__(self) -> None:
         if self.turns < 1:
             raise ValueError(f"turns must be 1 or more, got {self.turns}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device cuda needs a GPU that torch can use")
         if self.threads < 0:
             raise ValueError(f"threads must be 0 or more, got {self.threads}")
         if not 1 <= self.steps <= 1024:
@@ -111,7 +107,7 @@ def bench_sampler(config: SamplerBenchConfig, console: Console | None = None) ->
     asked; what it holds."""
     count = config.threads or torch.get_num_threads()
     with threads(count):
-        rates = Rates.measure(config.turns)
+        rates = Rates.measure(config.turns, torch.device(config.device))
     cells = [(shape, batch) for shape in config.shapes for batch in config.batches]
     rows = [
         row
@@ -121,7 +117,7 @@ def bench_sampler(config: SamplerBenchConfig, console: Console | None = None) ->
     report = {
         "rows": [asdict(row) for row in rows],
         "machine": {
-            "processor": _processor(),
+            "processor": processor(torch.device(config.device)),
             "cores": os.cpu_count(),
             "threads": count,
             "gflops": {name: rate / 1e9 for name, rate in rates.products.items()},
@@ -148,6 +144,7 @@ def _time_cell(
             batch=batch,
             threads=count,
             steps=steps,
+            device=config.device,
             weights=None if config.weights is None else str(config.weights),
         )
         for dtype in config.dtypes
@@ -233,69 +230,6 @@ class Worker:
 def tcmalloc() -> str | None:
     """The file name of the library, if it is installed."""
     return next(filter(None, map(find_library, TCMALLOC)), None)
-
-
-def _processor() -> str:
-    """The name of the machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """What the machine reaches."""
-
-    products: Mapping[Precision, float]
-    """Floating-point operations a second."""
-    memory: float
-    """Bytes read a second, from an array that fits no cache."""
-
-    @classmethod
-    def measure(cls, turns: int) -> Rates:
-        floats = torch.ones(MEMORY_FLOATS)
-        memory = 4 * MEMORY_FLOATS / _fastest(turns, floats.sum, repeats=1)
-        exact, rounded = product_rate(turns, "float32"), product_rate(turns, "bfloat16")
-        return cls(products={"float32": exact, "bfloat16": rounded}, memory=memory)
-
-    def seconds(self, cost: StepCost, precision: Precision) -> float:
-        """Of a step whose products run at the fastest rate and whose reads do not overlap them."""
-        size = 2 if precision == "bfloat16" else 4
-        read = size * (cost.weights + cost.cached)
-        return cost.flops / self.products[precision] + read / self.memory
-
-
-@torch.inference_mode()
-def product_rate(turns: int, precision: Precision) -> float:
-    """Floating-point operations a second of the fastest product found."""
-    best = 0.0
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    for inputs, outputs in PRODUCTS:
-        x = torch.randn(PRODUCT_ROWS, inputs, dtype=dtype)
-        weight = torch.randn(outputs, inputs, dtype=dtype)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, PRODUCT_ROWS)
-        fused = torch.ops.mkldnn._linear_pointwise
-        for work in (
-            partial(F.linear, x, weight),
-            partial(fused, x, packed, None, "none", [], "none"),
-        ):
-            taken = _fastest(turns, work)
-            best = max(best, 2 * PRODUCT_ROWS * inputs * outputs / taken)
-    return best
-
-
-def _fastest(turns: int, work: Callable[[], object], *, repeats: int = 50) -> float:
-    """Seconds of one call, of the fastest turn."""
-    seconds = []
-    for _ in range(turns + 1):
-        started = perf_counter()
-        for _ in range(repeats):
-            work()
-        seconds.append((perf_counter() - started) / repeats)
-    return min(seconds)
 
 
 def to_table(rows: Sequence[Row], rates: Rates) -> Table:

@@ -74,6 +74,7 @@ class Subject:
     batch: int
     threads: int
     steps: int
+    device: str = "cpu"
     weights: str | None = None
     """Folder of the world, for shape "world"."""
 
@@ -90,9 +91,10 @@ class Subject:
     def policy(self) -> Policy:
         """In evaluation mode."""
         if self.shape == "world":
-            return World.load(Path(self.weights) if self.weights else None).policy.eval()
+            world = World.load(Path(self.weights) if self.weights else None)
+            return world.policy.eval().to(self.device)
         torch.manual_seed(0)
-        return DelayedLM(SHAPES[self.shape]).eval()
+        return DelayedLM(SHAPES[self.shape]).eval().to(self.device)
 
     def conditions(self) -> torch.Tensor:
         """int64 [P, C]: one prompt for the world, else one for each sample."""
@@ -122,7 +124,8 @@ def _peer(subject: Subject) -> Callable[[], object]:
     dtype = torch.bfloat16 if subject.dtype == "bfloat16" else torch.float32
     is_musicgen = subject.shape in GUIDANCE
     config = SHAPES[subject.shape]
-    model = (_musicgen(config) if is_musicgen else _llama_model(config)).to(dtype).eval()
+    model = _musicgen(config) if is_musicgen else _llama_model(config)
+    model = model.to(subject.device, dtype).eval()
     settings: dict[str, Any] = {
         "do_sample": True,
         "top_k": TOP_K,
@@ -134,11 +137,12 @@ def _peer(subject: Subject) -> Callable[[], object]:
         ids = torch.ones(subject.batch, PROMPT, dtype=torch.int64)
     else:
         ids = torch.full((subject.batch, 1), config.vocab)
+    ids = ids.to(subject.device)
     mask = torch.ones_like(ids)
 
     @torch.inference_mode()
     def generate() -> object:
-        return model.generate(input_ids=ids, attention_mask=mask, **settings)
+        return model.generate(input_ids=ids, attention_mask=mask, **settings).cpu()
 
     return generate
 

@@ -36,16 +36,17 @@ class StreamCache:
 
     def __init__(self, kv: PagedKV) -> None:
         self.kv = kv
-        self._rows: tuple[Rows, ...] = ()
+        self._rows: dict[int, tuple[Rows, ...]] = {}
 
     def rows(self, num_rows: int) -> tuple[Rows, ...]:
-        """The `Rows` of each stream, for so many rows."""
-        if not self._rows or len(self._rows[0].lens) != num_rows:
+        """The `Rows` of each stream, for so many rows: the same tensors every time, which recorded
+        steps rely on."""
+        if num_rows not in self._rows:
             device = self.kv.data.device
             blocks = torch.arange(num_rows, device=device)
             tables = blocks.to(torch.int32)[:, None]
-            self._rows = tuple(
+            self._rows[num_rows] = tuple(
                 Rows(tables, torch.full_like(tables[:, 0], stream + 1), blocks)
                 for stream in range(self.kv.block_size)
             )
-        return self._rows
+        return self._rows[num_rows]

@@ -34,6 +34,10 @@ class CpuOps:
         self._packed: dict[tuple[int, torch.Size, torch.dtype], Packed] = {}
         self._scratch = torch.empty(0, dtype=torch.float64)
 
+    def refresh(self) -> None:
+        """Forget the packed weights."""
+        self._packed.clear()
+
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._product(x, weight, self.kv_dtype).float()
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from musicrl.policies.base import Policy
-from musicrl.policies.cache import DecodingCache
 from musicrl.sampler.backends import make_ops
 from musicrl.sampler.blocks import BlockPool
 from musicrl.sampler.flash import PAGE, FlashOps
@@ -46,6 +45,16 @@ class Samples:
     for `sampling.log_probs`; None without."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLayout:
+    """What a cache has room for."""
+
+    num_rows: int
+    num_slots: int
+    pool: tuple[int, int]
+    """Blocks and positions of each."""
+
+
 class Engine:
     """Samples a policy, with the weights that it has when the engine goes from idle to busy."""
 
@@ -59,6 +68,7 @@ class Engine:
         self._record = record
         self._scheduler: Scheduler | None = None
         self._runner: Runner | None = None
+        self._layout: CacheLayout | None = None
         self._num_submitted = 0
 
     @property
@@ -175,30 +185,43 @@ class Engine:
         full = -(-positions // size)
         pool = BlockPool(config.num_blocks or num_rows * full, size)
         num_slots = min(prompts, num_rows) + branches - 1
-        ops = make_ops(config, num_rows=num_rows, device=device)
-        record = self._record or (record_cuda if isinstance(ops, FlashOps) else None)
-        num_blocks = pool.num_blocks + (record is not None)  # one more, for padding to write to
-        sizes = {"num_rows": num_rows, "num_slots": num_slots, "num_blocks": num_blocks}
-        cache = self._reusable(sizes, size)
-        if cache is None:
-            cache = self.policy.new_cache(ops, **sizes, block_size=size)
-        cache.ops = ops
-        self._sizes = sizes
-        graphs = None
-        if record is not None:
-            scratch = pool.num_blocks
-            graphs = Graphs(self.policy, config, cache, scratch=scratch, record=record)
-        max_samples = num_rows // branches
-        self._runner = Runner(self.policy, config, cache, max_samples=max_samples, graphs=graphs)
+        layout = CacheLayout(num_rows=num_rows, num_slots=num_slots, pool=(pool.num_blocks, size))
+        if self._runner is None or not self._is_recorded(layout):
+            self._runner = self._new_runner(layout, device)
+        self._layout = layout
         self._scheduler = Scheduler(
             pool, num_prefix=self.policy.num_prefix, max_rows=num_rows, num_slots=num_slots
         )
 
-    def _reusable(self, sizes: dict[str, int], block_size: int) -> DecodingCache | None:
-        if self._runner is None or self._sizes != sizes:
-            return None
-        cache = self._runner.cache
-        return cache if cache.kv.block_size == block_size else None
+    def _is_recorded(self, layout: CacheLayout) -> bool:
+        """Whether the runner of before has steps recorded on such a cache and on weights that lie
+        where the policy's do; they are then told of the weights as they are now."""
+        if self._runner is None or self._runner.graphs is None or self._layout != layout:
+            return False
+        return self._runner.graphs.refresh()
+
+    def _new_runner(self, layout: CacheLayout, device: torch.device) -> Runner:
+        """One that reads the policy's weights, on the cache of before if it is of that layout."""
+        ops = make_ops(self.config, num_rows=layout.num_rows, device=device)
+        record = self._record or (record_cuda if isinstance(ops, FlashOps) else None)
+        num_blocks, size = layout.pool
+        if self._runner is not None and self._layout == layout:
+            cache = self._runner.cache
+            cache.ops = ops
+        else:
+            cache = self.policy.new_cache(
+                ops,
+                num_rows=layout.num_rows,
+                num_slots=layout.num_slots,
+                num_blocks=num_blocks + (record is not None),  # one more, for padding to write to
+                block_size=size,
+            )
+        graphs = None
+        if record is not None:
+            graphs = Graphs(self.policy, self.config, cache, scratch=num_blocks, record=record)
+        branches = 1 if self.config.guidance == 1 else 2
+        max_samples = layout.num_rows // branches
+        return Runner(self.policy, self.config, cache, max_samples=max_samples, graphs=graphs)
 
     def _check_steps(self, steps: int) -> None:
         if not 1 <= steps <= self.policy.num_steps:

@@ -62,7 +62,7 @@ class FlashOps:
 
     def __init__(self, attention: FlashAttention) -> None:
         self._attention = attention
-        self._weights: dict[tuple[int, torch.Size], Tensor] = {}
+        self._weights: dict[tuple[int, torch.Size], tuple[Tensor, Tensor]] = {}
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -76,6 +76,11 @@ class FlashOps:
             raise ValueError(
                 f"backend flash needs flash-attn (pip install 'musicrl[flash]'): {fault}"
             ) from fault
+
+    def refresh(self) -> None:
+        """Round the weights anew, in place: recorded steps read them where they lie."""
+        for weight, rounded in self._weights.values():
+            rounded.copy_(weight)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._product(x, weight).float()
@@ -105,7 +110,7 @@ class FlashOps:
         heads = qkv.view(len(qkv), 1, -1, kv.head_dim).to(self.kv_dtype)
         num_kv = kv.num_kv_heads
         query, key, value = torch.split(heads, [heads.shape[2] - 2 * num_kv, num_kv, num_kv], dim=2)
-        cosine, sine = (None, None) if rotation is None else self._tables(rotation)
+        cosine, sine = (None, None) if rotation is None else self._tables(rotation, kv.block_size)
         mixed = self._attention.flash_attn_with_kvcache(
             query,
             *self._caches(kv, layer, rows),
@@ -150,8 +155,8 @@ class FlashOps:
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         key = weight.data_ptr(), weight.shape
         if key not in self._weights:
-            self._weights[key] = weight.to(self.kv_dtype)
-        return F.linear(x.to(self.kv_dtype), self._weights[key])
+            self._weights[key] = weight, weight.to(self.kv_dtype)
+        return F.linear(x.to(self.kv_dtype), self._weights[key][1])
 
     def _caches(self, kv: PagedKV, layer: int, rows: Rows) -> tuple[Tensor, Tensor]:
         """Keys and values by block, or by row where flash-attn cannot take them as pages."""
@@ -161,11 +166,12 @@ class FlashOps:
     def _table(self, kv: PagedKV, rows: Rows) -> Tensor | None:
         return rows.tables if _is_paged(kv) else None
 
-    def _tables(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [positions, D / 2] of `rotation`."""
+    def _tables(self, rotation: Tensor, page: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of `rotation`, [positions, D / 2] of whole pages, as flash-attn wants."""
         key = rotation.data_ptr()
         if key not in self._rotary:
-            angles = rotation.squeeze(1).to(self.kv_dtype)
+            angles = F.pad(rotation.squeeze(1), (0, 0, 0, 0, 0, -len(rotation) % page))
+            angles = angles.to(self.kv_dtype)
             self._rotary[key] = (angles[..., 0].contiguous(), angles[..., 1].contiguous())
         return self._rotary[key]
 

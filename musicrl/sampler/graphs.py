@@ -142,6 +142,15 @@ class Graphs:
         self._policy, self._config, self._cache = policy, config, cache
         self._scratch, self._record = scratch, record
         self._graphs: dict[tuple[int, int], StepGraph] = {}
+        self._addresses = _addresses(policy)
+
+    def refresh(self) -> bool:
+        """Make the recorded steps read the policy's weights as they are now; False where they
+        cannot, because they lie elsewhere than they did."""
+        if self._addresses != _addresses(self._policy):
+            return False
+        self._cache.ops.refresh()
+        return True
 
     def start(self, previous: Tensor, rows: Rows, max_samples: int) -> StepGraph:
         """The graph of the next size, at these samples' next step; recorded at first use.
@@ -165,3 +174,8 @@ class Graphs:
 
 def _device(cache: DecodingCache) -> torch.device:
     return cache.kv.data.device
+
+
+def _addresses(policy: Policy) -> list[int]:
+    """Where the policy's weights lie."""
+    return [tensor.data_ptr() for tensor in policy.state_dict().values()]

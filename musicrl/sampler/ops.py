@@ -23,8 +23,12 @@ EPS = 1e-5
 
 
 class Ops(Protocol):
-    """The operations on B rows. An instance lives as long as the weights that it is called with, so
-    that it may keep them in another form."""
+    """The operations on B rows. An instance lives as long as the weights that it is called with are
+    what they are, or is told of new ones, so that it may keep them in another form."""
+
+    def refresh(self) -> None:
+        """The weights have changed where they lie."""
+        ...
 
     @property
     def kv_dtype(self) -> torch.dtype:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from cluster.machine_rates import Rates
 from cluster.sampler_bench import (
-    Rates,
     Row,
     SamplerBenchConfig,
     Worker,

@@ -62,6 +62,9 @@ def flash_attn_with_kvcache(
                 assert rotary_cos.dtype == rotary_sin.dtype == q.dtype
                 assert rotary_cos.shape == rotary_sin.shape
                 assert rotary_cos.shape[1] == D // 2
+                assert D % 16 == 0, "Only rotary dimensions divisible by 16 are supported"
+                room = block_table.shape[1] * page
+                assert len(rotary_cos) >= room, "cos/sin seqlen must be at least the KV cache's"
                 assert rotary_cos.is_contiguous()
                 assert rotary_sin.is_contiguous()
                 assert rotary_interleaved, "the stand-in turns neighbouring pairs"

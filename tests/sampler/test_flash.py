@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ CONFIG = MusicLMConfig(
     num_steps=12,
     condition_levels=3,
     condition_vocab=6,
-    width=32,
+    width=64,
     num_layers=3,
     num_heads=4,
     num_kv_heads=2,
@@ -95,6 +96,10 @@ def test_it_is_refused_where_it_cannot_run() -> None:
         SamplingConfig(backend="flash")
     with pytest.raises(ValueError, match="backend flash needs a CUDA device, got cpu"):
         make_ops(FLASH, num_rows=1, device=torch.device("cpu"))
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_without_flash_attn_it_says_what_to_install() -> None:
     with pytest.raises(ValueError, match=r"backend flash needs flash-attn \(pip install"):
         make_ops(FLASH, num_rows=1, device=torch.device("cuda"))
 

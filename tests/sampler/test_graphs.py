@@ -13,7 +13,7 @@ from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.policies.musiclm import MusicLM, MusicLMConfig
 from musicrl.sampler import graphs
-from musicrl.sampler.engine import Engine
+from musicrl.sampler.engine import Engine, Samples
 from musicrl.sampler.sampling import SamplingConfig
 
 PLAIN = SamplingConfig(backend="reference", block_size=4)
@@ -94,3 +94,26 @@ def test_a_graph_serves_all_that_fit_its_size() -> None:
         engine.step()
     assert recorder.num_recorded == 3  # 8 samples, then 6 of at most 8, then 4, 2 of at most 2
     assert graphs.SIZES[:4] == (1, 2, 4, 8)
+
+
+def test_recorded_steps_serve_the_next_weights_too() -> None:
+    torch.manual_seed(0)
+    policy, recorder = MusicLM(HIERARCHICAL), Recorder()
+    engine = Engine(policy, PLAIN, record=recorder)
+
+    def generate(engine: Engine) -> Samples:
+        seeds = np.arange(4, dtype=np.uint64)
+        return engine.generate(torch.tensor([[0, 1]]), samples_per_prompt=4, seeds=seeds)
+
+    first, recorded = generate(engine), recorder.num_recorded
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    second = generate(engine)
+    wanted = generate(Engine(policy, PLAIN))
+    assert recorder.num_recorded == recorded
+    assert not np.array_equal(first.tokens, second.tokens)
+    assert np.array_equal(second.tokens, wanted.tokens)
+    policy.head = torch.nn.Parameter(policy.head.detach() + torch.randn_like(policy.head))
+    moved, wanted = generate(engine), generate(Engine(policy, PLAIN))
+    assert np.array_equal(moved.tokens, wanted.tokens)
