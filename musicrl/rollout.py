@@ -57,10 +57,11 @@ class RolloutWorker:
     def __init__(
         self, world: World, sampling: SamplingConfig, *, device: torch.device | None = None
     ) -> None:
-        """The policy moves to `device` (none: the CPU); the codec stays on the CPU."""
+        """Policy and codec move to `device` (none: the CPU)."""
         self.world = world
         self.device = device or torch.device("cpu")
         world.policy.to(self.device)
+        world.codec.to(self.device)
         self.engine = Engine(world.policy, sampling)
         self.seconds: Mapping[str, float] = {}
 

@@ -116,9 +116,10 @@ class World:
 
     def decode(self, tokens: NDArray[np.int16]) -> NDArray[np.float32]:
         """Token grids [B, S, K] to audio float32 [B, N]; each clip independent of its batch."""
-        codes = torch.from_numpy(self.layout.to_codes(tokens).astype(np.int64))
+        device = next(self.codec.buffers()).device
+        codes = torch.from_numpy(self.layout.to_codes(tokens).astype(np.int64)).to(device)
         batches = [self.codec.decode(batch) for batch in codes.split(DECODE_CLIPS)]
-        return torch.cat(batches).numpy()
+        return torch.cat(batches).cpu().numpy()
 
 
 def find_policy(folder: Path, policy: Path | None) -> Path:

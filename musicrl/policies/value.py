@@ -33,7 +33,8 @@ class ValueNetwork(nn.Module):
         """
         if not isinstance(policy, MusicLM):
             raise TypeError(f"no value network is known for a policy {type(policy).__name__}")
-        return cls(copy.deepcopy(policy.trunk)).requires_grad_(True)
+        device = next(policy.parameters()).device
+        return cls(copy.deepcopy(policy.trunk)).requires_grad_(True).to(device)
 
     def forward(self, tokens: Tensor, conditions: Tensor) -> Tensor:
         """Values float32 [B, S, K] from tokens int64 [B, S, K] and conditions int64 [B, C].

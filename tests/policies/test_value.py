@@ -80,3 +80,8 @@ def test_value_depends_on_the_condition() -> None:
 def test_unknown_family_is_refused() -> None:
     with pytest.raises(TypeError, match="policy Linear"):
         ValueNetwork.from_policy(nn.Linear(1, 1))
+
+
+def test_it_lies_where_the_policy_does() -> None:
+    value = ValueNetwork.from_policy(MusicLM(CONFIG).to("meta"))
+    assert {tensor.device.type for tensor in value.state_dict().values()} == {"meta"}

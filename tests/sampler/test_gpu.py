@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from musicrl.policies.musiclm import MusicLM, MusicLMConfig
 from musicrl.sampler.engine import Engine, Samples
 from musicrl.sampler.sampling import SamplingConfig, grid_log_probs
 from musicrl.solo import solo
+from musicrl.world import World
 from tests.sampler import flash_attention
 
 pytestmark = pytest.mark.skipif(
@@ -177,7 +179,9 @@ def test_recorded_steps_serve_the_next_weights_and_lengths() -> None:
     for _ in range(3):
         for count in (8, 2, 5):
             found, wanted = (
-                each.generate(CONDITIONS[:1], samples_per_prompt=count, seeds=seeds[:count])
+                each.generate(
+                    CONDITIONS[:1], samples_per_prompt=count, seeds=seeds[:count], num_steps=40
+                )
                 for each in (engine, Engine(policy, FLASH, record=lambda work: work))
             )
             assert (found.tokens == wanted.tokens).mean() > 0.99
@@ -193,7 +197,18 @@ def test_float32_on_the_gpu_agrees_with_the_cpu() -> None:
     assert (found.tokens == wanted.tokens).mean() > 0.99
 
 
-def test_a_run_trains_on_the_gpu(configure: Callable[..., TrainConfig]) -> None:
-    gpus = {"sampler_gpus": 0.5, "learner_gpus": 0.5}
-    summary = solo(configure(cluster=gpus))
-    assert summary["iterations"] == 3
+def test_a_run_trains_on_the_gpu_and_goes_on(configure: Callable[..., TrainConfig]) -> None:
+    """With a value network, which the paper's algorithm has."""
+    cluster = {"sampler_gpus": 0.5, "learner_gpus": 0.5}
+    assert solo(configure(cluster=cluster, iterations=2))["iterations"] == 2
+    assert solo(configure(cluster=cluster, iterations=4, resume=True))["iterations"] == 4
+
+
+def test_clips_decoded_on_the_gpu_are_the_cpus(tiny_world: Path) -> None:
+    world = World.load(tiny_world)
+    rng = np.random.default_rng(0)
+    streams = [rng.integers(0, size, (3, 5)) for size in world.layout.vocab_sizes]
+    tokens = np.stack(streams, axis=2).astype(np.int16)
+    wanted = world.decode(tokens)
+    world.codec.to(GPU)
+    np.testing.assert_allclose(world.decode(tokens), wanted, atol=1e-3)
