@@ -1,4 +1,4 @@
-"""The GPU backend: flash-attn 2 on a paged cache, products in bfloat16. Not yet run on a GPU.
+"""The GPU backend: flash-attn 2 on a paged cache, products in bfloat16.
 
 It holds flash-attn to its contract (bfloat16, int32 tables, pages of a multiple of 256 positions,
 appending in place) and leaves the rest to torch. Tests call it through a stand-in of the same

@@ -1,4 +1,4 @@
-"""Decoding steps that are recorded once and replayed: CUDA graphs. Not yet run on a GPU.
+"""Decoding steps that are recorded once and replayed: CUDA graphs.
 
 A graph replays the same kernels on the same addresses, so that every input lies in a buffer of fixed
 size: samples beyond those asked for are padding, which writes to a block of nobody's. Recording is
