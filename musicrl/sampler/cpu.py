@@ -6,6 +6,7 @@ the learner's log-probabilities to about 1e-6. Knows addresses and layouts, not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ctypes import CDLL
 
 import torch
@@ -14,9 +15,15 @@ from torch import Tensor
 
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.ops import EPS
+from musicrl.sampler.panels import halves, panels
 from musicrl.sampler.reference import FEWEST_ROWS, attend_varlen, padded, product
 from musicrl.sampler.sampling import Drawn, Precision, SamplingConfig
 from musicrl.sampler.summation import Packed, pack, parts_of, product_in_parts
+
+FEW_ROWS = 16
+"""Up to so many rows, products in bfloat16 are C: reading the weights is what takes the time."""
+KEEP, ADD, SWIGLU = range(3)
+"""What `products.c` does with its sums."""
 
 
 class CpuOps:
@@ -30,26 +37,42 @@ class CpuOps:
         self._library = library
         self._num_rows = max(num_rows, FEWEST_ROWS)
         self.kv_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self._in_panels = precision == "bfloat16" and num_rows <= FEW_ROWS
         self._threads = torch.get_num_threads()
         self._packed: dict[tuple[int, torch.Size, torch.dtype], Packed] = {}
+        self._panels: dict[tuple[int, torch.Size, Callable[..., Tensor]], Tensor] = {}
         self._scratch = torch.empty(0, dtype=torch.float64)
 
     def refresh(self) -> None:
         """Forget the packed weights."""
         self._packed.clear()
+        self._panels.clear()
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self._in_panels:
+            return self._few(x, weight)
         return self._product(x, weight, self.kv_dtype).float()
 
     def linear_gelu(self, x: Tensor, weight: Tensor) -> Tensor:
         """In the precision of products: what follows is one."""
+        if self._in_panels:
+            return F.gelu(self._few(x, weight))
         return self._product(x, weight, self.kv_dtype, after="gelu")
 
     def linear_swiglu(self, x: Tensor, weight: Tensor) -> Tensor:
-        gate, up = self._product(x, weight, self.kv_dtype).chunk(2, dim=-1)
-        return F.silu(gate) * up
+        if self._in_panels:
+            return self._few(x, weight, SWIGLU)
+        both = self._product(x, weight, self.kv_dtype)
+        if self.kv_dtype == torch.float32:
+            gate, up = both.chunk(2, dim=-1)
+            return F.silu(gate) * up
+        out = both.new_empty(len(both), both.shape[1] // 2)
+        self._library.swiglu(both.data_ptr(), out.data_ptr(), *out.shape, self._threads)
+        return out
 
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
+        if self._in_panels:
+            return self._few(x, weight, ADD, residual)
         return residual + self._product(x, weight, self.kv_dtype)
 
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -117,6 +140,25 @@ class CpuOps:
             _address(out),
             *(len(x), num_heads, kv.num_kv_heads, size, kv.block_size, width),
             *(appends, kv.data.dtype == torch.bfloat16, self._threads),
+        )
+        return out
+
+    def _few(
+        self, x: Tensor, weight: Tensor, after: int = KEEP, residual: Tensor | None = None
+    ) -> Tensor:
+        """x [B, I] by the weight in panels, float32 but for the weight."""
+        order = halves if after == SWIGLU else panels
+        key = weight.data_ptr(), weight.shape, order
+        if key not in self._panels:
+            lanes: int = self._library.product_lanes()
+            self._panels[key] = order(weight.detach().to(torch.bfloat16), lanes)
+        rows, inputs = x.shape
+        outputs = len(weight) // 2 if after == SWIGLU else len(weight)
+        out = torch.empty(rows, outputs)
+        self._library.product(
+            *(_address(x), self._panels[key].data_ptr()),
+            *(None if residual is None else _address(residual), _address(out)),
+            *(rows, inputs, outputs, after, self._threads),
         )
         return out
 

@@ -440,29 +440,47 @@ static inline uint32_t ordered(float x)
     return bits ^ ((uint32_t)((int32_t)bits >> 31) | 0x80000000u);
 }
 
-/* The k-th largest of x: the greatest key that at least k of them reach. */
-static uint32_t kth_key(const float *x, int count, int k)
+/* The k-th largest key: the greatest number that at least k of them reach, bit by bit. */
+static uint32_t kth_key(const uint32_t *keys, int count, int k)
 {
-    uint64_t low = 0, high = 0x100000000u;
-    while (high - low > 1) {
-        uint64_t middle = low + (high - low) / 2;
+    uint32_t found = 0;
+    for (int bit = 31; bit >= 0; bit--) {
+        uint32_t tried = found | (uint32_t)1 << bit;
         int reached = 0;
+#pragma omp simd reduction(+ : reached)
         for (int i = 0; i < count; i++)
-            reached += ordered(x[i]) >= middle;
-        if (reached >= k)
-            low = middle;
-        else
-            high = middle;
+            reached += keys[i] >= tried;
+        found = reached >= k ? tried : found;
     }
-    return (uint32_t)low;
+    return found;
 }
 
-/* Set a bit, the lowest first, for each number that is possible and reaches `least`. */
-static void mark(const float *x, int count, uint32_t least, uint8_t *bits)
+/* The numbers of those that top-k keeps, in order, into `chosen`; how many. NaN is among them. */
+static int choose(const float *x, int count, int k, uint32_t *chosen)
+{
+    int kept = 0;
+    if (k <= 0 || k >= count) {
+        for (int i = 0; i < count; i++)
+            chosen[i] = (uint32_t)i;
+        return count;
+    }
+    for (int i = 0; i < count; i++)
+        chosen[i] = ordered(x[i]);
+    uint32_t least = kth_key(chosen, count, k);
+    for (int i = 0; i < count; i++) { /* kept <= i: no key is lost before it is read */
+        int is_kept = chosen[i] >= least || x[i] != x[i];
+        chosen[kept] = (uint32_t)i;
+        kept += is_kept;
+    }
+    return kept;
+}
+
+/* Set a bit, the lowest first, for each chosen number that is possible. */
+static void mark(const float *x, const uint32_t *chosen, int kept, int count, uint8_t *bits)
 {
     memset(bits, 0, ((size_t)count + 7) / 8);
-    for (int i = 0; i < count; i++)
-        bits[i / 8] |= (uint8_t)((ordered(x[i]) >= least && x[i] > -INFINITY) << i % 8);
+    for (int j = 0; j < kept; j++)
+        bits[chosen[j] / 8] |= (uint8_t)((x[chosen[j]] > -INFINITY) << chosen[j] % 8);
 }
 
 /* Draw one token of each row by inverse CDF, as sampling.draw defines it.
@@ -480,6 +498,7 @@ void draw(const float *logits, const double *uniforms, float temperature, int to
     for (int part = 0; part < threads; part++) {
         double *weights = scratch + (size_t)part * 2 * vocab;
         float *scaled = (float *)(weights + vocab);
+        uint32_t *chosen = (uint32_t *)(scaled + vocab);
         int first = (int)((int64_t)rows * part / threads);
         int last = (int)((int64_t)rows * (part + 1) / threads);
         for (int b = first; b < last; b++) {
@@ -490,28 +509,20 @@ void draw(const float *logits, const double *uniforms, float temperature, int to
 #pragma omp simd reduction(max : highest)
             for (int i = 0; i < vocab; i++)
                 highest = scaled[i] > highest ? scaled[i] : highest;
-            for (int i = 0; i < vocab; i++)
-                weights[i] = exp_of_negative((double)scaled[i] - highest);
-            uint32_t least = 0;
-            if (top_k > 0 && top_k < vocab) {
-                least = kth_key(scaled, vocab, top_k);
-                for (int i = 0; i < vocab; i++)
-                    weights[i] = ordered(scaled[i]) >= least ? weights[i] : 0.0;
-            }
+            int count = choose(scaled, vocab, top_k, chosen);
             if (kept)
-                mark(scaled, vocab, least, kept + (size_t)b * ((vocab + 7) / 8));
+                mark(scaled, chosen, count, vocab, kept + (size_t)b * ((vocab + 7) / 8));
+            for (int j = 0; j < count; j++)
+                weights[j] = exp_of_negative((double)scaled[chosen[j]] - highest);
             double total = 0.0, reached = 0.0;
-            for (int i = 0; i < vocab; i++)
-                total += weights[i];
+            for (int j = 0; j < count; j++)
+                total += weights[j];
             double target = uniforms[b] * total;
             int token = -1, possible = vocab - 1;
-            for (int i = 0; i < vocab; i++) {
-                reached += weights[i];
-                possible = weights[i] > 0.0 ? i : possible;
-                if (reached > target && weights[i] > 0.0) {
-                    token = i;
-                    break;
-                }
+            for (int j = 0; j < count && token < 0; j++) {
+                reached += weights[j];
+                possible = weights[j] > 0.0 ? (int)chosen[j] : possible;
+                token = reached > target && weights[j] > 0.0 ? (int)chosen[j] : -1;
             }
             token = token < 0 ? possible : token;
             tokens[b] = token;

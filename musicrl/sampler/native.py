@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "kernels.c"
+SOURCES = tuple(Path(__file__).parent / name for name in ("kernels.c", "products.c"))
 FLAGS = (
     (
         "-O3",
@@ -34,6 +34,9 @@ _int, _float, _pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 SIGNATURES = {
     "attend": [*[_pointer] * 8, *[_int] * 9],
     "rms_norm": [_pointer, _pointer, _float, *[_int] * 2, _pointer, _int],
+    "product": [*[_pointer] * 4, *[_int] * 5],
+    "product_lanes": [],
+    "swiglu": [*[_pointer] * 2, *[_int] * 3],
     "draw": [_pointer, _pointer, _float, *[_int] * 3, *[_pointer] * 4, _int],
 }
 
@@ -48,7 +51,7 @@ def kernels() -> ctypes.CDLL | None:
         return None
     for name, arguments in SIGNATURES.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, _int if not arguments else None
     return library
 
 
@@ -75,7 +78,8 @@ def build(folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         partial = Path(scratch) / path.name
         for flags in FLAGS:
-            command = [compiler, *flags, "-shared", "-fPIC", str(SOURCE), "-o", str(partial), "-lm"]
+            files = [*map(str, SOURCES), "-o", str(partial)]
+            command = [compiler, *flags, "-shared", "-fPIC", *files, "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 break
@@ -90,11 +94,12 @@ def _digest(compiler: str) -> str:
     for flags in FLAGS:
         command = [compiler, *flags, "-dM", "-E", "-x", "c", os.devnull]
         macros += subprocess.run(command, capture_output=True, check=False).stdout
-    return hashlib.sha256(SOURCE.read_bytes() + macros).hexdigest()[:16]
+    sources = b"".join(source.read_bytes() for source in SOURCES)
+    return hashlib.sha256(sources + macros).hexdigest()[:16]
 
 
 def _reason(fault: OSError | subprocess.CalledProcessError) -> str:
     if isinstance(fault, subprocess.CalledProcessError):
         lines = str(fault.stderr).strip().splitlines()
-        return f"{SOURCE.name} does not compile: {lines[0] if lines else fault}"
+        return f"the kernels do not compile: {lines[0] if lines else fault}"
     return str(fault)

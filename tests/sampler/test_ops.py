@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -18,7 +19,7 @@ from musicrl.policies.blocks import rotations
 from musicrl.sampler import native
 from musicrl.sampler.backends import make_ops
 from musicrl.sampler.cache import PagedKV, Rows
-from musicrl.sampler.cpu import CpuOps
+from musicrl.sampler.cpu import FEW_ROWS, CpuOps
 from musicrl.sampler.randomness import noise_grid
 from musicrl.sampler.reference import ReferenceOps
 from musicrl.sampler.sampling import Backend, Precision, SamplingConfig, guide, unpack
@@ -275,12 +276,17 @@ def test_a_kernel_refuses_what_it_cannot_read(ops: CpuOps) -> None:
         ops.draw(torch.zeros(4, 6).T, noise, SamplingConfig())
 
 
-def test_bfloat16_rounds_products_and_nothing_else() -> None:
+@pytest.mark.parametrize("num_rows", [6, 40])
+@pytest.mark.parametrize("outputs", [80, 38])
+def test_bfloat16_rounds_products_and_nothing_else(num_rows: int, outputs: int) -> None:
+    """In C for few rows, which rounds the weights alone, by oneDNN for more."""
     torch.manual_seed(0)
     config = SamplingConfig(backend="cpu", precision="bfloat16")
-    ops = make_ops(config, num_rows=6, device=CPU)
-    x, weight, residual = torch.randn(6, 48), torch.randn(80, 48), torch.randn(6, 80)
-    rounded = x.bfloat16().float() @ weight.bfloat16().float().T
+    ops = make_ops(config, num_rows=num_rows, device=CPU)
+    x, weight = torch.randn(15, 48), torch.randn(outputs, 48)
+    residual = torch.randn(15, outputs)
+    inputs = x if num_rows <= FEW_ROWS else x.bfloat16().float()
+    rounded = inputs @ weight.bfloat16().float().T
     got = ops.linear(x, weight)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, rounded, atol=1e-2, rtol=1e-2)
@@ -292,6 +298,16 @@ def test_bfloat16_rounds_products_and_nothing_else() -> None:
     torch.testing.assert_close(
         ops.logits(x, weight), REFERENCE.logits(x, weight), atol=2e-5, rtol=1e-5
     )
+    gate, up = rounded.chunk(2, dim=-1)
+    torch.testing.assert_close(
+        ops.linear_swiglu(x, weight).float(), F.silu(gate) * up, atol=0.1, rtol=2e-2
+    )
+    torch.testing.assert_close(
+        ops.linear_gelu(x, weight).float(), F.gelu(rounded), atol=5e-2, rtol=2e-2
+    )
+
+
+def test_bfloat16_is_refused_where_it_cannot_be() -> None:
     with pytest.raises(
         ValueError, match="precision bfloat16 needs backend cpu or flash, got reference"
     ):
@@ -330,11 +346,12 @@ def test_source_that_does_not_compile_is_named(
 ) -> None:
     broken = tmp_path / "kernels.c"
     broken.write_text("int f( { return 1; }\n")
-    monkeypatch.setattr(native, "SOURCE", broken)
+    monkeypatch.setattr(native, "SOURCES", (broken,))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with caplog.at_level(logging.WARNING):
         assert native.kernels() is None
-    assert "kernels.c does not compile" in caplog.text
+    assert "the kernels do not compile" in caplog.text
+    assert "kernels.c:1" in caplog.text
     assert not list((tmp_path / "cache" / "musicrl").iterdir())
 
 

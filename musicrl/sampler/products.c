@@ -1,0 +1,160 @@
+/* Products of few rows by weights in bfloat16, which read every weight once and do nothing else.
+ *
+ * Numbers are GNU C's vectors, as long as the machine's own; which instructions they become is the
+ * compiler's affair. Weights lie in panels of 2 * LANES outputs (cpu.py packs them):
+ *
+ *   panels [outputs / (2 LANES), inputs, LANES] words, each of two outputs' bfloat16 weights
+ *
+ * Sums are float32, over the inputs in order, so that a row's results do not depend on the others.
+ */
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast")
+#else
+#pragma STDC FP_CONTRACT ON
+#endif
+
+#if __BIGGEST_ALIGNMENT__ >= 64
+enum { LANES = 16, TILE = 8 };
+#elif __BIGGEST_ALIGNMENT__ >= 32
+enum { LANES = 8, TILE = 6 };
+#else
+enum { LANES = 4, TILE = 4 };
+#endif
+enum { AHEAD = 4096 };
+
+#define INLINED static inline __attribute__((always_inline))
+
+typedef float reals __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+
+/* What is done with a sum: kept, added to what is there, or halves joined as silu(first) * second. */
+enum { KEEP, ADD, SWIGLU };
+
+/* What the rows of a product share. */
+typedef struct {
+    const float *x;
+    const uint32_t *panels;
+    const float *residual;
+    float *out;
+    int inputs, outputs, after;
+} product_t;
+
+int product_lanes(void) { return LANES; }
+
+/* x / (1 + e^-x), relative error below 1e-6: the exponential by Cody and Waite's reduction and
+ * Taylor's polynomial of degree 6. */
+static inline float silu(float x)
+{
+    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    float y = x < -87.0f ? 87.0f : x > 87.0f ? -87.0f : -x;
+    float n = (y * 1.44269504f + shift) - shift;
+    float r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
+    float p = 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) * (1 << 23);
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return x / (1.0f + p * scale);
+}
+
+/* Store the first `count` of a vector of sums. */
+INLINED void store(const product_t *at, reals sums, size_t place, int count)
+{
+    float out[LANES];
+    memcpy(out, &sums, sizeof out);
+    if (at->after == ADD)
+        for (int l = 0; l < count; l++)
+            out[l] += at->residual[place + l];
+    memcpy(at->out + place, out, count * sizeof *out);
+}
+
+/* `rows` rows, at most TILE, of one panel. */
+INLINED void tile(const product_t *at, int first, int panel, int rows)
+{
+    const int inputs = at->inputs;
+    const float *x = at->x + (size_t)first * inputs;
+    const uint32_t *pairs = at->panels + (size_t)panel * inputs * LANES;
+    reals low[TILE], high[TILE];
+    for (int r = 0; r < rows; r++)
+        low[r] = high[r] = (reals){0};
+    for (int i = 0; i < inputs; i++, pairs += LANES) {
+        words pair;
+        __builtin_prefetch((const char *)pairs + AHEAD);
+        memcpy(&pair, pairs, sizeof pair);
+        reals even = (reals)(pair << 16), odd = (reals)(pair & 0xffff0000u);
+        for (int r = 0; r < rows; r++) {
+            float factor = x[(size_t)r * inputs + i];
+            low[r] += factor * even;
+            high[r] += factor * odd;
+        }
+    }
+    const int width = at->after == SWIGLU ? LANES : 2 * LANES, start = panel * width;
+    const int left = at->outputs - start, both = left < width ? left : width;
+    for (int r = 0; r < rows; r++) {
+        size_t place = (size_t)(first + r) * at->outputs + start;
+        if (at->after == SWIGLU) {
+            for (int l = 0; l < LANES; l++)
+                low[r][l] = silu(low[r][l]) * high[r][l];
+            store(at, low[r], place, both);
+            continue;
+        }
+        store(at, low[r], place, both < LANES ? both : LANES);
+        if (both > LANES)
+            store(at, high[r], place + LANES, both - LANES);
+    }
+}
+
+/* x [rows, inputs] by weights to out [rows, outputs]; `residual` of the same shape is added with
+ * ADD. With SWIGLU a panel holds LANES outputs of either half, and `outputs` counts a half. */
+void product(const float *x, const uint32_t *panels, const float *residual, float *out, int rows,
+             int inputs, int outputs, int after, int threads)
+{
+    const product_t at = {x, panels, residual, out, inputs, outputs, after};
+    const int width = after == SWIGLU ? LANES : 2 * LANES, count = (outputs + width - 1) / width;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int panel = 0; panel < count; panel++) {
+        int b = 0;
+        for (; b + TILE <= rows; b += TILE)
+            tile(&at, b, panel, TILE);
+        for (; b + 4 <= rows; b += 4)
+            tile(&at, b, panel, 4);
+        for (; b + 2 <= rows; b += 2)
+            tile(&at, b, panel, 2);
+        if (b < rows)
+            tile(&at, b, panel, 1);
+    }
+}
+
+static inline float wide(uint16_t x)
+{
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+/* silu of the first half of each row times its second half: bfloat16 x [rows, 2 * width] to out
+ * [rows, width], rounded to even; what is not finite stays so. */
+void swiglu(const uint16_t *x, uint16_t *out, int rows, int width, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int b = 0; b < rows; b++) {
+        const uint16_t *gate = x + (size_t)b * 2 * width, *up = gate + width;
+        uint16_t *to = out + (size_t)b * width;
+        for (int i = 0; i < width; i++) {
+            float y = silu(wide(gate[i])) * wide(up[i]);
+            uint32_t bits;
+            memcpy(&bits, &y, sizeof bits);
+            to[i] = y == y ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
+        }
+    }
+}
