@@ -162,7 +162,8 @@ class _Subject:
         rewards = (rollouts.tokens % 2 == 0).mean((1, 2)).astype(np.float32)
         batch = RewardBatch(total=rewards, terms={}, valid=np.ones(len(rewards), np.bool_))
         figures = self.update.step([Experience(rollouts=rollouts, rewards=batch)])
-        assert figures["mismatch/max"] < 1e-3, "the learner does not see the sampler's distribution"
+        limit = 1e-3 if self.config.precision == "float32" else 0.5
+        assert figures["mismatch/max"] < limit, "the learner does not see the sampler's distribution"
         return sampled - started, perf_counter() - sampled
 
     def _sample(self, turn: int) -> Rollouts:
