@@ -7,7 +7,7 @@ settings nor networks. Anything of shape [B, S, K] is one number a token.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,14 +48,33 @@ def exact_kl(*, logprobs: Tensor, reference: Tensor) -> Tensor:
     Symbols of zero probability under pi add nothing to the value or to the gradient.
     """
     _check_shapes(logprobs.shape, reference=reference.shape)
-    gap = (logprobs - reference).masked_fill(logprobs == -torch.inf, 0.0)
-    return (logprobs.exp() * gap).sum(-1)
+    divergence: Tensor = _ExactKL.apply(logprobs, reference)  # type: ignore[no-untyped-call]
+    return divergence
+
+
+class _ExactKL(torch.autograd.Function):
+    """`exact_kl`, whose gradient, pi (log pi - log pi_ref + 1), is two passes over the vocabulary
+    instead of seven."""
+
+    @staticmethod
+    def forward(ctx: Any, logprobs: Tensor, reference: Tensor) -> Tensor:
+        share = logprobs.exp()
+        gap = (logprobs - reference).masked_fill_(share == 0, 0.0)
+        ctx.save_for_backward(share, gap)
+        return (share * gap).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
+        share, gap = ctx.saved_tensors
+        outer = gradients[0].unsqueeze(-1)
+        own = torch.addcmul(share, share, gap).mul_(outer)
+        return own, share.neg().mul_(outer) if ctx.needs_input_grad[1] else None
 
 
 def entropy(logprobs: Tensor) -> Tensor:
     """-sum_a pi(a|s) log pi(a|s), nats [...], of log-distributions [..., V]."""
-    finite = logprobs.masked_fill(logprobs == -torch.inf, 0.0)
-    return -(logprobs.exp() * finite).sum(-1)
+    finite = logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
+    return -finite.mul_(logprobs.exp()).sum(-1)
 
 
 def kl_estimate(*, logp: Tensor, reference_logp: Tensor, kind: Estimator) -> Tensor:

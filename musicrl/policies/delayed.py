@@ -101,7 +101,8 @@ class DelayedLM(nn.Module):
         logits = self.logits(ops, self.norm(ops, x))
         ends = torch.full_like(steps, S)
         marked = [self.marked(k, each, steps, ends) for k, each in enumerate(logits)]
-        return torch.stack(marked, dim=1).view(B, S, K, -1)
+        whole = torch.stack(marked, dim=1) if K > 1 else marked[0]
+        return whole.view(B, S, K, -1)
 
     def _attend_all(self, B: int, steps: Tensor, qkv: Tensor) -> Tensor:
         """Every step over itself and the steps before it: [B * S, H * D]."""
@@ -146,6 +147,8 @@ class DelayedLM(nn.Module):
     def marked(self, stream: int, logits: Tensor, steps: Tensor, ends: Tensor) -> Tensor:
         """Logits [N, V + 1] with the special token, of cells at `steps` of grids that have `ends`
         steps: certain where the cell holds no frame, impossible elsewhere."""
+        if self.config.num_codebooks == 1:  # every cell holds a frame
+            return F.pad(logits, (0, 1), value=-torch.inf)
         late = self.config.num_codebooks - 1 - stream
         is_empty = ((steps < stream) | (steps >= ends - late))[:, None]
         certain = torch.full_like(logits[:1], -torch.inf)

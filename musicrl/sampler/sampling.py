@@ -105,7 +105,9 @@ def log_probs(logits: Tensor, config: SamplingConfig, kept: Tensor | None = None
     the k-th logit are kept; or those of `kept` uint8 [..., ceil(V / 8)], so that a learner whose
     roundings differ replays the set that the sampler drew from.
     """
-    scaled = logits.float() / config.temperature
+    scaled = logits.float()
+    if config.temperature != 1:
+        scaled = scaled / config.temperature
     if kept is not None:
         scaled = scaled.masked_fill(~unpack(kept, scaled.shape[-1]), -torch.inf)
     elif 0 < config.top_k < scaled.shape[-1]:
