@@ -163,7 +163,9 @@ class _Subject:
         batch = RewardBatch(total=rewards, terms={}, valid=np.ones(len(rewards), np.bool_))
         figures = self.update.step([Experience(rollouts=rollouts, rewards=batch)])
         limit = 1e-3 if self.config.precision == "float32" else 0.5
-        assert figures["mismatch/max"] < limit, "the learner does not see the sampler's distribution"
+        assert figures["mismatch/max"] < limit, (
+            "the learner does not see the sampler's distribution"
+        )
         return sampled - started, perf_counter() - sampled
 
     def _sample(self, turn: int) -> Rollouts:

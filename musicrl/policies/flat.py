@@ -7,7 +7,6 @@ Knows names, shapes and a digest; not how the buffer travels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from math import prod
 
 import numpy as np
@@ -28,7 +27,8 @@ def flatten(module: nn.Module, version: int) -> Weights:
         if tensor.dtype != torch.float32:
             raise ValueError(f"tensor {name!r} is {tensor.dtype}, only float32 can be published")
     index = tuple((name, tuple(tensor.shape)) for name, tensor in tensors.items())
-    flat = torch.cat([tensor.detach().cpu().flatten() for tensor in tensors.values()]).numpy()
+    whole = torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
+    flat = whole.cpu().numpy()  # one transfer from a GPU, whatever the number of tensors
     return Weights(version=version, flat=flat, index=index, digest=digest(flat))
 
 
@@ -42,21 +42,16 @@ def apply(module: nn.Module, weights: Weights) -> None:
         raise ValueError(f"weights of version {weights.version} do not match their digest")
     own = module.state_dict()
     _check(own, weights)
+    device = next(iter(own.values())).device
+    parts = torch.tensor(weights.flat).to(device).split([prod(shape) for _, shape in weights.index])
     with torch.no_grad():
-        for (name, shape), part in zip(weights.index, _parts(weights), strict=True):
-            own[name].copy_(torch.tensor(part).view(shape))
+        for (name, shape), part in zip(weights.index, parts, strict=True):
+            own[name].copy_(part.view(shape))
 
 
 def digest(flat: NDArray[np.float32]) -> str:
     """Hex blake2b of the buffer's bytes."""
     return hashlib.blake2b(np.ascontiguousarray(flat).data, digest_size=16).hexdigest()
-
-
-def _parts(weights: Weights) -> Iterator[NDArray[np.float32]]:
-    start = 0
-    for _, shape in weights.index:
-        yield weights.flat[start : start + prod(shape)]
-        start += prod(shape)
 
 
 def _check(own: dict[str, Tensor], weights: Weights) -> None:
