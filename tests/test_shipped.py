@@ -51,8 +51,8 @@ def test_sampled_logprobs_are_the_learners_on_trained_weights(
 @pytest.mark.compiler
 def test_sampling_in_bfloat16_stays_near_the_learner(world: World) -> None:
     off = mismatch(world, SamplingConfig(backend="cpu", precision="bfloat16"))
-    assert 1e-5 < off.mean() < 0.02
-    assert off.max() < 0.5
+    assert 1e-5 < off.mean() < 0.01
+    assert off.max() < 0.1
 
 
 def mismatch(world: World, sampling: SamplingConfig) -> Tensor:
