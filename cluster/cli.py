@@ -98,7 +98,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "score": (_score, 'score audio files against a text: "text" file.wav ...'),
         "evaluate": (_evaluate, "measure policies on the held-out prompts: [policy or run ...]"),
         "spread": (_spread, "put finished runs beside each other: runs/a runs/b ..."),
-        "pretrain": (_pretrain, "build a world: STAGE [file.yaml] [--field value]"),
+        "pretrain": (_pretrain, "build a world, or one stage of it: [STAGE] [file.yaml]"),
         "collect": (_collect, "serve the page on which people compare clips: [--field value]"),
         "prefs": (_prefs, "preferences: export, validate, merge, split, pool or simulate"),
         "fit-reward": (_fit_reward, "learn a preference model: file.parquet ... [--field value]"),

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from musicrl.evaluation.judges import CALIBRATION, tag_log_odds, write_calibration
 from musicrl.evaluation.musicnn import Tagger
+from musicrl.pretrain.progress import track
 from musicrl.pretrain.world import WorldData
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from musicrl.codecs.spectral import SpectralCodec, SpectralCodecConfig
+from musicrl.pretrain.progress import track
 from musicrl.pretrain.world import WorldData
 
 
@@ -47,9 +48,15 @@ def fit_codec(config: CodecStageConfig) -> dict[str, float]:
         del reservoir[:-3]
         return torch.cat(reservoir)
 
-    fit_quantizer(
-        codec.quantizer, draw, steps=config.steps, description="codec codebooks", seed=config.seed
-    )
+    with SummaryWriter(str(config.weights / "tensorboard" / "codec")) as writer:
+        fit_quantizer(
+            codec.quantizer,
+            draw,
+            steps=config.steps,
+            description="codec codebooks",
+            seed=config.seed,
+            report=lambda step, share: writer.add_scalar("train/unexplained", share, step),
+        )
     facts = measure_codec(codec, WorldData(config.world, "validation"), config.coarse_levels)
     codec.save(config.weights / "codec.safetensors", **facts)
     return facts

@@ -18,7 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import track
+
+from musicrl.pretrain.progress import track
 
 TICKS_PER_QUARTER = 48
 MIN_NOTES = 12

@@ -15,15 +15,16 @@ from random import Random
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
 
 from musicrl.codecs.spectral import SpectralCodec
 from musicrl.embedders.mulan import MuLan, MuLanConfig
 from musicrl.pretrain.attributes import INSTRUMENTS, ONSET_RATES, PEAKS, TEXTURES
 from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.kmeans import fit_quantizer
+from musicrl.pretrain.progress import track
 from musicrl.pretrain.world import WorldData
 
 
@@ -76,6 +77,7 @@ def train_embedder(config: EmbedderStageConfig) -> dict[str, float]:
     checkpoint = StageCheckpoint(config.weights / f".{config.kind}.resume.safetensors")
     first = checkpoint.restore(model, optimizer)
     mel, coded = log_mels(model, data), coded_log_mels(model, data, config)
+    writer = SummaryWriter(str(config.weights / "tensorboard" / config.kind), purge_step=first)
     for step in track(range(first, config.steps), description=f"training {config.kind}"):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
@@ -84,8 +86,10 @@ def train_embedder(config: EmbedderStageConfig) -> dict[str, float]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        writer.add_scalar("train/loss", loss.item(), step)
         if (step + 1) % config.checkpoint_every == 0:
             checkpoint.write(model, step + 1, optimizer)
+    writer.close()
     model.eval()
     _centre(model, data, mel, coded, config)
     _fit_conditions(model, data, config)

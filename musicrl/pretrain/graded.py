@@ -16,7 +16,6 @@ from random import Random
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
 from musicrl.codecs.spectral import SpectralCodec
@@ -31,6 +30,7 @@ from musicrl.pretrain.degradations import (
     kept_by_codec,
     opinion,
 )
+from musicrl.pretrain.progress import track
 from musicrl.pretrain.world import WorldData
 from musicrl.sampler.engine import Engine
 from musicrl.sampler.randomness import sample_seed

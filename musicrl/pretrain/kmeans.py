@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from musicrl.codecs.rvq import ResidualQuantizer, nearest
+from musicrl.pretrain.progress import track
 
 DEAD_COUNT = 1.0
 """A code whose moving count falls below this is replaced by a vector of the batch."""
@@ -21,11 +21,12 @@ def fit_quantizer(
     steps: int,
     description: str,
     seed: int = 0,
+    report: Callable[[int, float], None] | None = None,
 ) -> float:
     """Fit every level on `draw(step)` -> vectors [M, D]; M of several times V.
 
     The decay grows from 0.6 to 0.99 so that the first guesses are soon forgotten. Returns the
-    share of energy that the last batches leave unexplained.
+    share of energy that the last batches leave unexplained; `report` receives each step's.
     """
     generator = torch.Generator().manual_seed(seed)
     num_codebooks, vocab_size, width = quantizer.codebooks.shape
@@ -50,6 +51,8 @@ def fit_quantizer(
             _revive(codebook, counts[level], sums[level], residual, generator)
             residual = residual - codebook[code]
         unexplained.append(float(residual.square().mean() / energy))
+        if report is not None:
+            report(step, unexplained[-1])
     tail = unexplained[-20:]
     return sum(tail) / len(tail)
 

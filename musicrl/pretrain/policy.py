@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -21,6 +20,7 @@ from musicrl.embedders.mulan import MuLan
 from musicrl.policies.musiclm import MusicLM, MusicLMConfig
 from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.embedder import schedule
+from musicrl.pretrain.progress import track
 from musicrl.pretrain.tokens import TokenData
 from musicrl.pretrain.world import WorldData
 
@@ -78,7 +78,7 @@ def train_policy(config: PolicyStageConfig) -> dict[str, float]:
     optimizers = _optimizers(model, config)
     checkpoint = StageCheckpoint(config.weights / f".{config.name}.resume.safetensors")
     first = checkpoint.restore(model, *optimizers)
-    writer = SummaryWriter(str(config.weights / "tensorboard" / config.name))
+    writer = SummaryWriter(str(config.weights / "tensorboard" / config.name), purge_step=first)
     for step in track(range(first, config.steps), description=f"training {config.name}"):
         for optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,6 +23,7 @@ from musicrl.pretrain.degradations import DEGRADATIONS, TOKENS
 from musicrl.pretrain.embedder import schedule
 from musicrl.pretrain.graded import GradedClips, GradingConfig, make_graded
 from musicrl.pretrain.opinions import measure_opinions
+from musicrl.pretrain.progress import track
 from musicrl.pretrain.ratings import read_ratings
 from musicrl.pretrain.world import WorldData
 from musicrl.rewards.mos import MosConfig, MosPredictor
@@ -93,7 +93,7 @@ def train_quality(config: QualityStageConfig) -> dict[str, float]:
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.02)
     checkpoint = StageCheckpoint(config.weights / ".quality.resume.safetensors")
     first = checkpoint.restore(model, optimizer)
-    writer = SummaryWriter(str(config.weights / "tensorboard" / "quality"))
+    writer = SummaryWriter(str(config.weights / "tensorboard" / "quality"), purge_step=first)
     for step in track(range(first, config.steps), description="training quality"):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import soundfile
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
 from musicrl.audio import read_wav, resample, to_mono
 from musicrl.pretrain.graded import REAL, Grade, GradedClips
+from musicrl.pretrain.progress import track
 from musicrl.rewards.mos import HIGHEST, LOWEST
 
 RATED = "rated"

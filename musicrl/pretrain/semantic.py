@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from musicrl.codecs.semantic import SemanticConfig, SemanticTokenizer
 from musicrl.embedders.mulan import MuLan
 from musicrl.pretrain.kmeans import fit_quantizer
+from musicrl.pretrain.progress import track
 from musicrl.pretrain.world import WorldData
 
 
@@ -46,9 +47,14 @@ def fit_semantic(config: SemanticStageConfig) -> dict[str, float]:
     def draw(step: int) -> Tensor:
         return vectors[torch.randint(len(vectors), (config.vectors_per_step,), generator=generator)]
 
-    unexplained = fit_quantizer(
-        tokenizer.quantizer, draw, steps=config.steps, description="semantic codebook"
-    )
+    with SummaryWriter(str(config.weights / "tensorboard" / "semantic")) as writer:
+        unexplained = fit_quantizer(
+            tokenizer.quantizer,
+            draw,
+            steps=config.steps,
+            description="semantic codebook",
+            report=lambda step, share: writer.add_scalar("train/unexplained", share, step),
+        )
     facts = {"unexplained": unexplained, **measure_semantic(tokenizer, vectors)}
     tokenizer.save(config.weights / "semantic.safetensors", **facts)
     return facts

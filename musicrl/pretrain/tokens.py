@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +20,7 @@ from musicrl.codecs.semantic import SemanticTokenizer
 from musicrl.codecs.spectral import SpectralCodec
 from musicrl.embedders.mulan import MuLan
 from musicrl.layout import FrameLayout
+from musicrl.pretrain.progress import track
 from musicrl.pretrain.world import WorldData
 
 CODEC, EMBEDDER, SEMANTIC = MODELS = (

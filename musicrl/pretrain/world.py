@@ -7,7 +7,7 @@ and `audio-SPLIT/NNNNN.npy` (int16 [clips of the shard, N]). `WorldData` reads i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,14 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
 from musicrl.pretrain.attributes import Attributes, caption
 from musicrl.pretrain.excerpts import SPLITS, Excerpt, load_pieces, plan_excerpts
+from musicrl.pretrain.progress import track
+from musicrl.pretrain.record import file_digest, write_whole
 from musicrl.pretrain.render import Renderer, find_soundfont
 
 NOTES = Path(__file__).parent.parent / "data" / "notes.parquet"
+Job = tuple["WorldConfig", Path, Path, list[Excerpt]]
+"""A shard to render: settings, soundfont, its file and its clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ def build_world(config: WorldConfig) -> dict[str, float]:
     """
     config.world.mkdir(parents=True, exist_ok=True)
     soundfont = find_soundfont(config.soundfont)
-    _claim(config)
+    _claim(config, soundfont)
     pieces = load_pieces(config.notes)
     sizes = (config.train_clips, config.validation_clips, config.test_clips)
     counts = dict(zip(SPLITS, sizes, strict=True))
@@ -70,16 +73,25 @@ def build_world(config: WorldConfig) -> dict[str, float]:
     return {f"clips/{split}": float(count) for split, count in counts.items()}
 
 
-def _claim(config: WorldConfig) -> None:
+def _claim(config: WorldConfig, soundfont: Path) -> None:
+    """Note what the folder's clips are made with. Raises ValueError when that was something else."""
     settings = {
         key: value
         for key, value in asdict(config).items()
         if key not in {"world", "notes", "soundfont", "processes"}
     }
+    sources = {"notes": file_digest(config.notes), "soundfont": file_digest(soundfont)}
     path = config.world / "world.json"
-    if path.is_file() and json.loads(path.read_text()) != settings:
-        raise ValueError(f"{config.world} holds a world of other settings (see {path})")
-    path.write_text(json.dumps(settings, indent=1))
+    if path.is_file():
+        found = {
+            **sources,
+            **json.loads(path.read_text()),
+        }  # older worlds do not name their sources
+        if found != {**settings, **sources}:
+            raise ValueError(
+                f"{config.world} holds a world of other settings, notes or soundfont (see {path})"
+            )
+    write_whole(path, json.dumps({**settings, **sources}, indent=1))
 
 
 def _write_plan(path: Path, excerpts: Sequence[Excerpt]) -> None:
@@ -110,13 +122,22 @@ def _render_split(
         for start in range(0, len(excerpts), size)
     ]
     missing = [job for job in jobs if not job[2].is_file()]
-    with get_context("spawn").Pool(config.processes) as pool:
-        finished = pool.imap_unordered(_render_shard, missing)
-        for _ in track(finished, description=f"rendering {split}", total=len(missing)):
-            pass
+    for _ in track(
+        _rendered(missing, config.processes), description=f"rendering {split}", total=len(missing)
+    ):
+        pass
 
 
-def _render_shard(job: tuple[WorldConfig, Path, Path, list[Excerpt]]) -> None:
+def _rendered(jobs: Sequence[Job], processes: int) -> Iterator[None]:
+    """Renders each shard; one process is this one."""
+    if processes == 1 or not jobs:
+        yield from map(_render_shard, jobs)
+        return
+    with get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap_unordered(_render_shard, jobs)
+
+
+def _render_shard(job: Job) -> None:
     config, soundfont, path, excerpts = job
     renderer = Renderer(soundfont, sample_rate=config.sample_rate, seconds=config.clip_seconds)
     audio = np.stack([renderer.render(excerpt) for excerpt in excerpts])

@@ -16,10 +16,6 @@ from musicrl.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
 NO_POLICY = "no policy at no/run: neither a file, nor a checkpoint, nor a run"
-PRETRAIN = (
-    "pretrain needs a stage: corpus, world, prompts, codec, embedder, judge, calibration, "
-    "semantic, policy, quality"
-)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -79,7 +75,7 @@ def test_a_typo_on_the_command_line(verb: str, capsys: pytest.CaptureFixture[str
         (["bench", "lags"], "unknown measurement 'lags' (nearest: lag)"),
         (["pretrain", "codecs"], "unknown stage 'codecs' (nearest: codec)"),
         (["pretrain", "codec", "--step", "3"], "unknown option --step (nearest: --steps)"),
-        (["pretrain"], PRETRAIN),
+        (["pretrain", "--codec.step", "3"], "unknown option --codec.step (nearest: --codec.steps)"),
         (["evaluate", "--prompts", "1"], "command line: prompts must be 2 or more, got 1"),
         (["evaluate", "no/run"], NO_POLICY),
         (["spread", "no/run"], "no summary at no/run"),

@@ -1,0 +1,306 @@
+"""The stages of a world in the order in which they need each other, and their settings.
+
+    world ─ prompts ─ codec ─ embedder ─ judge ─ calibration ─ semantic
+          └ policy ─ policy-noisy ─ quality ─ preference-data ─ preference
+
+The one place that knows all of them: pretraining and preference learning do not know each other.
+The defaults are the settings of the shipped files, which is the preset `tiny`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from pathlib import Path
+from shutil import copyfile
+from types import MappingProxyType
+from typing import Any, Literal
+
+from rich.console import Console
+
+from musicrl.evaluation.judges import CALIBRATION
+from musicrl.policies.preference import PreferenceModel
+from musicrl.preference.fit import FitConfig, fit
+from musicrl.preference.pool import SampledClipsConfig
+from musicrl.preference.simulate import SimulateConfig, simulate
+from musicrl.preference.training import CHECKPOINT, TrainingConfig
+from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagger
+from musicrl.pretrain.codec import CodecStageConfig, fit_codec
+from musicrl.pretrain.embedder import EmbedderStageConfig, JudgeStageConfig, train_embedder
+from musicrl.pretrain.pipeline import Outcome, run_stages
+from musicrl.pretrain.policy import PolicyStageConfig, train_policy
+from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
+from musicrl.pretrain.quality import QualityStageConfig, train_quality
+from musicrl.pretrain.render import find_soundfont
+from musicrl.pretrain.report import report_of, to_table, write_report
+from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
+from musicrl.pretrain.stage import Stage
+from musicrl.pretrain.world import WorldConfig, build_world
+from musicrl.rewards.preference import PREFERENCE_FILE
+from musicrl.rewards.quality import QUALITY_FILE
+from musicrl.run import versions
+from musicrl.settings import to_tree
+
+COMPARISONS, COMPARED = "simulated.parquet", "simulated.json"
+PREFERENCE = "preference"
+"""Folder of what the preference model is made of."""
+FROM_CHECKPOINT, FROM_START = "goes on from its checkpoint", "starts again"
+MODELS = ("codec", "embedder", "semantic")
+"""Stages whose models make tokens of clips."""
+OWN: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "world": ("world",),
+        "embedder": ("world", "weights", "kind"),
+        "judge": ("world", "weights", "kind"),
+        "policy": ("world", "weights", "name"),
+        "policy_noisy": ("world", "weights", "name"),
+        "preference_data": ("out", "pool", "json"),
+        "preference": ("files", "out", "weights", "start", "simulation", "json"),
+    }
+)
+"""Settings of stages that follow from `out`; ("world", "weights") where a stage is not named."""
+PLACES = ("processes", "soundfont", "notes", "ratings")
+"""Settings that decide nothing, or name a file whose content is asked instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Build a world: every stage in order, but for those that are finished."""
+
+    preset: Literal["tiny"] = "tiny"
+    """Settings that stand nowhere else: those of the shipped tiny world."""
+    out: Path = Path("worlds/tiny")
+    """Folder of the world: clips, weights/, stages/ (what is finished), report.md, report.json."""
+    json: Path | None = None
+    """File that receives the report too."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    prompts: PromptStageConfig = field(default_factory=PromptStageConfig)
+    codec: CodecStageConfig = field(default_factory=CodecStageConfig)
+    embedder: EmbedderStageConfig = field(default_factory=EmbedderStageConfig)
+    judge: JudgeStageConfig = field(default_factory=JudgeStageConfig)
+    calibration: CalibrationStageConfig = field(default_factory=CalibrationStageConfig)
+    semantic: SemanticStageConfig = field(default_factory=SemanticStageConfig)
+    policy: PolicyStageConfig = field(default_factory=PolicyStageConfig)
+    policy_noisy: PolicyStageConfig = field(
+        default_factory=lambda: PolicyStageConfig(name="policy-noisy", misdescribed=0.4)
+    )
+    quality: QualityStageConfig = field(default_factory=QualityStageConfig)
+    preference_data: SimulateConfig = field(
+        default_factory=lambda: SimulateConfig(
+            out=Path(COMPARISONS),
+            pairs=200_000,
+            clips=SampledClipsConfig(
+                policies=(Path("policy-noisy.safetensors"),),
+                prompts=2000,
+                clips_per_prompt=8,
+                clip_seconds=2.0,
+                prompts_per_chunk=16,
+            ),
+        )
+    )
+    """Comparisons by SIMULATED raters."""
+    preference: FitConfig = field(
+        default_factory=lambda: FitConfig(
+            policy=Path("policy.safetensors"),
+            training=TrainingConfig(
+                steps=1000, batch_prompts=8, evaluate_every=100, weight_decay=0.05
+            ),
+        )
+    )
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            if part.name in {"preset", "out", "json"}:
+                continue
+            _refuse_own(part, getattr(self, part.name))
+        if self.preference_data.clips.weights is not None:
+            raise ValueError("preference_data.clips.weights follows from out: leave it out")
+
+
+def _refuse_own(part: Field[Any], config: object) -> None:
+    """Raise ValueError naming a setting of a stage that follows from `out` and is given."""
+    assert part.default_factory is not MISSING
+    usual = part.default_factory()
+    for name in OWN.get(part.name, ("world", "weights")):
+        if getattr(config, name) != getattr(usual, name):
+            raise ValueError(f"{part.name}.{name} follows from out: leave it out")
+
+
+def build(config: PretrainConfig, console: Console | None = None) -> dict[str, Any]:
+    """Bring the world to its end, print and write the report; what it holds.
+
+    Raises ValueError or FileNotFoundError for what cannot be built; what was finished stays.
+    """
+    console = console or Console()
+    outcomes: tuple[Outcome, ...] = run_stages(plan(config), config.out, console)
+    report = report_of(outcomes, config.out, versions())
+    write_report(report, config.out, config.json)
+    console.print(to_table(report))
+    console.print(f"{config.out / 'report.md'}: use it with --model.weights {config.out}/weights")
+    return report
+
+
+def plan(config: PretrainConfig) -> tuple[Stage, ...]:
+    """The stages, each ready to run. Raises FileNotFoundError where there is no soundfont."""
+    trained = (_trained(config, part) for part in PARTS)
+    return (_rendering(config), *trained, _comparing(config), _fitting(config))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A stage that reads clips and weights, and writes weights."""
+
+    name: str
+    run: Callable[[Any], Mapping[str, float]]
+    reads: tuple[str, ...] = ()
+    """Stages beside `world`."""
+    writes: tuple[str, ...]
+    """Files among the weights."""
+    has_checkpoint: bool = False
+    minutes: float
+
+
+PARTS = (
+    Part(name="prompts", run=write_prompts, writes=("prompts.parquet",), minutes=0.1),
+    Part(name="codec", run=fit_codec, writes=("codec.safetensors",), minutes=5),
+    Part(
+        name="embedder",
+        run=train_embedder,
+        writes=("embedder.safetensors",),
+        has_checkpoint=True,
+        minutes=20,
+    ),
+    Part(
+        name="judge",
+        run=train_embedder,
+        writes=("judge.safetensors",),
+        has_checkpoint=True,
+        minutes=6,
+    ),
+    Part(name="calibration", run=calibrate_tagger, writes=(CALIBRATION,), minutes=1.5),
+    Part(
+        name="semantic",
+        run=fit_semantic,
+        reads=("embedder",),
+        writes=("semantic.safetensors",),
+        minutes=1,
+    ),
+    Part(
+        name="policy",
+        run=train_policy,
+        reads=MODELS,
+        writes=("policy.safetensors", "policy.json"),
+        has_checkpoint=True,
+        minutes=40,
+    ),
+    Part(
+        name="policy-noisy",
+        run=train_policy,
+        reads=MODELS,
+        writes=("policy-noisy.safetensors", "policy-noisy.json"),
+        has_checkpoint=True,
+        minutes=40,
+    ),
+    Part(
+        name="quality",
+        run=train_quality,
+        reads=("codec", "embedder", "policy"),
+        writes=(QUALITY_FILE,),
+        has_checkpoint=True,
+        minutes=25,
+    ),
+)
+
+
+def _trained(config: PretrainConfig, part: Part) -> Stage:
+    weights = config.out / "weights"
+    given = getattr(config, part.name.replace("-", "_"))
+    own = replace(given, world=config.out, weights=weights)
+    hears_codec = isinstance(own, EmbedderStageConfig) and own.codec_levels > 0
+    is_rated = isinstance(own, QualityStageConfig) and own.ratings is not None
+    checkpoint = (f"weights/.{part.name}.resume.safetensors",) if part.has_checkpoint else ()
+    return Stage(
+        name=part.name,
+        settings=_settings(given),
+        run=lambda: part.run(own),
+        reads=("world", *part.reads, *(("codec",) if hears_codec else ())),
+        files=(own.ratings,) if is_rated else (),
+        writes=tuple(f"weights/{name}" for name in part.writes),
+        checkpoints=checkpoint,
+        resumes=FROM_CHECKPOINT if part.has_checkpoint else FROM_START,
+        minutes=part.minutes,
+    )
+
+
+def _rendering(config: PretrainConfig) -> Stage:
+    world = replace(config.world, world=config.out)
+    return Stage(
+        name="world",
+        settings=_settings(config.world),
+        run=lambda: build_world(world),
+        files=(world.notes, find_soundfont(world.soundfont)),
+        writes=("world.json", "excerpts-*.parquet", "audio-*/*.npy"),
+        resumes="keeps the shards that are whole",
+        minutes=6,
+    )
+
+
+def _comparing(config: PretrainConfig) -> Stage:
+    folder, given = config.out / PREFERENCE, config.preference_data
+    clips = replace(given.clips, weights=config.out / "weights")
+    own = replace(given, clips=clips, out=folder / COMPARISONS, json=folder / COMPARED)
+    return Stage(
+        name="preference-data",
+        settings=_settings(given),
+        run=lambda: _numbers(simulate(own)),
+        reads=("prompts", "codec", "embedder", "policy", "policy-noisy", "quality"),
+        writes=(f"{PREFERENCE}/{COMPARISONS}", f"{PREFERENCE}/{COMPARED}"),
+        minutes=60,
+    )
+
+
+def _fitting(config: PretrainConfig) -> Stage:
+    folder, weights = config.out / PREFERENCE, config.out / "weights"
+    own = replace(
+        config.preference,
+        files=(folder / COMPARISONS,),
+        out=folder,
+        weights=weights,
+        simulation=folder / COMPARED,
+    )
+    return Stage(
+        name="preference",
+        settings=_settings(config.preference),
+        run=lambda: _fit(own, weights),
+        reads=("preference-data", "codec", "embedder", "policy", "policy-noisy"),
+        writes=(f"weights/{PREFERENCE_FILE}",),
+        checkpoints=tuple(f"{PREFERENCE}/{name}" for name in (PREFERENCE_FILE, f"**/{CHECKPOINT}")),
+        resumes=FROM_CHECKPOINT,
+        minutes=20,
+    )
+
+
+def _fit(config: FitConfig, weights: Path) -> dict[str, float]:
+    """The model, made where it is not yet, moved to the weights; what its file says of it."""
+    made = config.out / PREFERENCE_FILE
+    if not made.is_file():
+        fit(config)
+    _, facts = PreferenceModel.from_file(made)
+    partial = weights / f".{PREFERENCE_FILE}.partial"
+    copyfile(made, partial)
+    partial.replace(weights / PREFERENCE_FILE)
+    return _numbers(facts)
+
+
+def _numbers(figures: Mapping[str, object]) -> dict[str, float]:
+    """The figures that are numbers."""
+    return {
+        name: float(value)
+        for name, value in figures.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def _settings(given: object) -> dict[str, Any]:
+    """What of a stage's settings decides its files."""
+    return {name: value for name, value in to_tree(given).items() if name not in PLACES}
