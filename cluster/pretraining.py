@@ -162,7 +162,7 @@ class Part:
 
 PARTS = (
     Part(name="prompts", run=write_prompts, writes=("prompts.parquet",), minutes=0.1),
-    Part(name="codec", run=fit_codec, writes=("codec.safetensors",), minutes=5),
+    Part(name="codec", run=fit_codec, writes=("codec.safetensors",), minutes=4),
     Part(
         name="embedder",
         run=train_embedder,
@@ -175,15 +175,15 @@ PARTS = (
         run=train_embedder,
         writes=("judge.safetensors",),
         has_checkpoint=True,
-        minutes=6,
+        minutes=4,
     ),
-    Part(name="calibration", run=calibrate_tagger, writes=(CALIBRATION,), minutes=1.5),
+    Part(name="calibration", run=calibrate_tagger, writes=(CALIBRATION,), minutes=2),
     Part(
         name="semantic",
         run=fit_semantic,
         reads=("embedder",),
         writes=("semantic.safetensors",),
-        minutes=1,
+        minutes=0.5,
     ),
     Part(
         name="policy",
@@ -191,7 +191,7 @@ PARTS = (
         reads=MODELS,
         writes=("policy.safetensors", "policy.json"),
         has_checkpoint=True,
-        minutes=40,
+        minutes=50,
     ),
     Part(
         name="policy-noisy",
@@ -199,7 +199,7 @@ PARTS = (
         reads=MODELS,
         writes=("policy-noisy.safetensors", "policy-noisy.json"),
         has_checkpoint=True,
-        minutes=40,
+        minutes=45,
     ),
     Part(
         name="quality",
@@ -207,7 +207,7 @@ PARTS = (
         reads=("codec", "embedder", "policy"),
         writes=(QUALITY_FILE,),
         has_checkpoint=True,
-        minutes=25,
+        minutes=20,
     ),
 )
 
@@ -241,7 +241,7 @@ def _rendering(config: PretrainConfig) -> Stage:
         files=(world.notes, find_soundfont(world.soundfont)),
         writes=("world.json", "excerpts-*.parquet", "audio-*/*.npy"),
         resumes="keeps the shards that are whole",
-        minutes=6,
+        minutes=5,
     )
 
 
@@ -255,7 +255,7 @@ def _comparing(config: PretrainConfig) -> Stage:
         run=lambda: _numbers(simulate(own)),
         reads=("prompts", "codec", "embedder", "policy", "policy-noisy", "quality"),
         writes=(f"{PREFERENCE}/{COMPARISONS}", f"{PREFERENCE}/{COMPARED}"),
-        minutes=60,
+        minutes=8,
     )
 
 
@@ -276,7 +276,7 @@ def _fitting(config: PretrainConfig) -> Stage:
         writes=(f"weights/{PREFERENCE_FILE}",),
         checkpoints=tuple(f"{PREFERENCE}/{name}" for name in (PREFERENCE_FILE, f"**/{CHECKPOINT}")),
         resumes=FROM_CHECKPOINT,
-        minutes=20,
+        minutes=8,
     )
 
 

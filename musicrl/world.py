@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from musicrl.codecs.spectral import SpectralCodec
+from musicrl.codecs.base import Codec
+from musicrl.codecs.table import load_codec
 from musicrl.embedders.mulan import MuLan
 from musicrl.layout import Layout
 from musicrl.policies.musiclm import MusicLM
@@ -31,7 +32,7 @@ class World:
     """The models of one sound world."""
 
     policy: MusicLM
-    codec: SpectralCodec
+    codec: Codec
     embedder: MuLan
     folder: Path = SHIPPED
     """Where they were found, and where rewards find files of their own."""
@@ -47,7 +48,7 @@ class World:
         folder = SHIPPED if folder is None else folder
         world = cls(
             policy=MusicLM.from_file(find_policy(folder, policy)),
-            codec=SpectralCodec.from_file(folder / "codec.safetensors"),
+            codec=load_codec(folder / "codec.safetensors"),
             embedder=MuLan.from_file(folder / "embedder.safetensors"),
             folder=folder,
         )

@@ -1,8 +1,8 @@
-"""Codecs: audio to discrete codes and back. `CODECS` names the kinds that a world may hold."""
+"""Codecs: audio to discrete codes and back."""
 
 from musicrl.codecs.base import Codec
+from musicrl.codecs.soundstream import SoundStream
 from musicrl.codecs.spectral import SpectralCodec
+from musicrl.codecs.table import CODECS, load_codec
 
-CODECS = {"spectral": SpectralCodec}
-
-__all__ = ["CODECS", "Codec", "SpectralCodec"]
+__all__ = ["CODECS", "Codec", "SoundStream", "SpectralCodec", "load_codec"]

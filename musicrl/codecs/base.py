@@ -10,15 +10,29 @@ from torch import Tensor
 class Codec(Protocol):
     """A residual-vector-quantised audio codec."""
 
-    sample_rate: int
-    """Hz."""
-    frame_rate: float
-    """Frames per second of the codes."""
-    num_codebooks: int
-    vocab_size: int
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        ...
+
+    @property
+    def frame_size(self) -> int:
+        """Samples of one frame of codes."""
+        ...
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second of the codes."""
+        ...
+
+    @property
+    def num_codebooks(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
 
     def encode(self, audio: Tensor) -> Tensor:
-        """Audio float32 [B, N] to codes int64 [B, Q, T]."""
+        """Audio float32 [B, N], N a multiple of `frame_size`, to codes int64 [B, Q, T]."""
         ...
 
     def decode(self, codes: Tensor) -> Tensor:

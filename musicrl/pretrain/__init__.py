@@ -17,6 +17,7 @@ from musicrl.pretrain.policy import PolicyStageConfig, train_policy
 from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
 from musicrl.pretrain.quality import QualityStageConfig, train_quality
 from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
+from musicrl.pretrain.soundstream import SoundStreamStageConfig, train_soundstream
 from musicrl.pretrain.world import WorldConfig, build_world
 
 STAGES: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, float]]]] = {
@@ -30,5 +31,7 @@ STAGES: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, float]]]] = {
     "semantic": (SemanticStageConfig, fit_semantic),
     "policy": (PolicyStageConfig, train_policy),
     "quality": (QualityStageConfig, train_quality),
+    "soundstream": (SoundStreamStageConfig, train_soundstream),
 }
-"""Stage name to (configuration, function). `corpus` is needed only to rebuild the note table."""
+"""Stage name to (configuration, function). `corpus` is needed only to rebuild the note table,
+`soundstream` only for a world that plays through it."""

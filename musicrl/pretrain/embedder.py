@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from musicrl.codecs.spectral import SpectralCodec
+from musicrl.codecs.table import load_codec
 from musicrl.embedders.mulan import MuLan, MuLanConfig
 from musicrl.pretrain.attributes import INSTRUMENTS, ONSET_RATES, PEAKS, TEXTURES
 from musicrl.pretrain.checkpoints import StageCheckpoint
@@ -138,7 +138,7 @@ def coded_log_mels(model: MuLan, data: WorldData, config: EmbedderStageConfig) -
 
 
 def _through_codec(config: EmbedderStageConfig) -> Callable[[Tensor], Tensor]:
-    codec = SpectralCodec.from_file(config.weights / "codec.safetensors")
+    codec = load_codec(config.weights / "codec.safetensors")
     return lambda audio: codec.decode(codec.encode(audio)[:, : config.codec_levels])
 
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from musicrl.codecs.spectral import SpectralCodec
+from musicrl.codecs.base import Codec
 from musicrl.pretrain.degradations import (
     CODEC,
     POLICY,
@@ -195,7 +195,7 @@ def _grade(group: str, base: str, kept: float, kind: str, strength: float) -> Gr
 
 
 def _with_damage(
-    source: Source, kind: str, strength: float, codec: SpectralCodec, rng: np.random.Generator
+    source: Source, kind: str, strength: float, codec: Codec, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Audio float32 [N] of a source, damaged."""
     if kind == TOKENS:
@@ -208,9 +208,7 @@ def _with_damage(
     return degrade(kind, clip, strength=strength, sample_rate=codec.sample_rate, rng=rng)
 
 
-def replace_codes(
-    codes: Tensor, strength: float, codec: SpectralCodec, rng: np.random.Generator
-) -> Tensor:
+def replace_codes(codes: Tensor, strength: float, codec: Codec, rng: np.random.Generator) -> Tensor:
     """Codes [1, Q, T] of which 0.5 x strength, chosen at random, are random ones."""
     is_wrong = rng.random(codes.shape) < REPLACED_AT_ONE * strength
     others = rng.integers(codec.vocab_size, size=codes.shape)

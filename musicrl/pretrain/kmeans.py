@@ -7,11 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from musicrl.codecs.ema import replace_dead, update_codebook
 from musicrl.codecs.rvq import ResidualQuantizer, nearest
 from musicrl.pretrain.progress import track
 
 DEAD_COUNT = 1.0
-"""A code whose moving count falls below this is replaced by a vector of the batch."""
+"""A code whose moving count falls below this is replaced by a vector of the batch. SoundStream's is
+2 (`pretrain.quantizing`); the shipped codebooks were fitted with this one, on a few vectors a code."""
 
 
 def fit_quantizer(
@@ -43,24 +45,12 @@ def fit_quantizer(
                 codebook.copy_(residual[start])
                 sums[level] = codebook
             code = nearest(residual, codebook)
-            counts[level].mul_(decay).add_(
-                torch.bincount(code, minlength=vocab_size), alpha=1 - decay
-            )
-            sums[level].mul_(decay).index_add_(0, code, residual, alpha=1 - decay)
-            codebook.copy_(sums[level] / counts[level].clamp(min=1e-6)[:, None])
-            _revive(codebook, counts[level], sums[level], residual, generator)
+            state = codebook, counts[level], sums[level]
+            update_codebook(*state, residual, code, decay=decay)
+            replace_dead(*state, residual, generator, threshold=DEAD_COUNT, fresh=2 * DEAD_COUNT)
             residual = residual - codebook[code]
         unexplained.append(float(residual.square().mean() / energy))
         if report is not None:
             report(step, unexplained[-1])
     tail = unexplained[-20:]
     return sum(tail) / len(tail)
-
-
-def _revive(
-    codebook: Tensor, counts: Tensor, sums: Tensor, vectors: Tensor, generator: torch.Generator
-) -> None:
-    dead = (counts < DEAD_COUNT).nonzero()[:, 0]
-    chosen = vectors[torch.randint(len(vectors), (len(dead),), generator=generator)]
-    codebook[dead], counts[dead] = chosen, 2 * DEAD_COUNT
-    sums[dead] = 2 * DEAD_COUNT * chosen

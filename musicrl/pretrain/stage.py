@@ -35,8 +35,8 @@ class Stage:
     resumes: str = "starts again"
     """What it does after an interruption, in words."""
     minutes: float
-    """About what the tiny preset takes on two cores: the share of the whole, for the remaining
-    time."""
+    """About what the tiny preset takes on one thread, extrapolated from a part of it: the stage's
+    share of the whole, for the remaining time."""
 
     @property
     def digest(self) -> str:

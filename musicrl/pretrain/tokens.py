@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from musicrl.codecs.semantic import SemanticTokenizer
-from musicrl.codecs.spectral import SpectralCodec
+from musicrl.codecs.table import load_codec
 from musicrl.embedders.mulan import MuLan
 from musicrl.layout import FrameLayout
 from musicrl.pretrain.progress import track
@@ -81,7 +81,7 @@ def _stored_origin(path: Path) -> str | None:
 @torch.no_grad()
 def tokenise(weights: Path, data: WorldData, layout: FrameLayout) -> tuple[Tensor, Tensor]:
     """Every clip through codec, semantic tokenizer and embedder."""
-    codec = SpectralCodec.from_file(weights / CODEC)
+    codec = load_codec(weights / CODEC)
     embedder = MuLan.from_file(weights / EMBEDDER)
     semantic = SemanticTokenizer.from_file(weights / SEMANTIC)
     grids, windows = [], []
