@@ -57,11 +57,10 @@ class RolloutWorker:
     def __init__(
         self, world: World, sampling: SamplingConfig, *, device: torch.device | None = None
     ) -> None:
-        """Policy and codec move to `device` (none: the CPU)."""
+        """Policy, codec and fine stage move to `device` (none: the CPU)."""
         self.world = world
         self.device = device or torch.device("cpu")
-        world.policy.to(self.device)
-        world.codec.to(self.device)
+        world.move_players(self.device)
         self.engine = Engine(world.policy, sampling)
         self.seconds: Mapping[str, float] = {}
 

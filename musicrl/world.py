@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from musicrl.codecs.base import Codec
+from musicrl.codecs.fine import FINE_FILE, FineShape, FineStage, SoundStorm
 from musicrl.codecs.table import load_codec
 from musicrl.embedders.mulan import MuLan
 from musicrl.layout import Layout
@@ -34,6 +35,8 @@ class World:
     policy: MusicLM
     codec: Codec
     embedder: MuLan
+    fine: FineStage | None = None
+    """Fills the levels that the policy does not write, and never learns (none: they stay empty)."""
     folder: Path = SHIPPED
     """Where they were found, and where rewards find files of their own."""
 
@@ -50,6 +53,7 @@ class World:
             policy=MusicLM.from_file(find_policy(folder, policy)),
             codec=load_codec(folder / "codec.safetensors"),
             embedder=MuLan.from_file(folder / "embedder.safetensors"),
+            fine=SoundStorm.from_file(fine) if (fine := folder / FINE_FILE).is_file() else None,
             folder=folder,
         )
         world.check()
@@ -75,6 +79,20 @@ class World:
         written, known = self.policy.config.coarse_levels, self.codec.num_codebooks
         if written > known:
             raise ValueError(f"the policy writes {written} coarse levels, the codec knows {known}")
+        if self.fine is not None and self.fine.shape != self.fine_shape:
+            raise ValueError(f"the fine stage is of {self.fine.shape}, the world {self.fine_shape}")
+
+    @property
+    def fine_shape(self) -> FineShape:
+        """What a fine stage of this world reads and writes."""
+        written = self.policy.config.layout
+        return FineShape(
+            semantic_vocab=written.semantic_vocab,
+            vocab_size=self.codec.vocab_size,
+            coarse_levels=written.coarse_levels,
+            num_levels=self.codec.num_codebooks,
+            frames_per_step=written.codec_frames_per_step,
+        )
 
     @property
     def layout(self) -> Layout:
@@ -116,11 +134,27 @@ class World:
         return self.embedder.condition(texts)
 
     def decode(self, tokens: NDArray[np.int16]) -> NDArray[np.float32]:
-        """Token grids [B, S, K] to audio float32 [B, N]; each clip independent of its batch."""
-        device = next(self.codec.buffers()).device
+        """Token grids [B, S, K] to audio float32 [B, N]; each clip independent of its batch, up to
+        rounding."""
+        parts = np.split(tokens, range(DECODE_CLIPS, len(tokens), DECODE_CLIPS))
+        return torch.cat([self.codec.decode(self.codes_of(part)) for part in parts]).cpu().numpy()
+
+    def codes_of(self, tokens: NDArray[np.int16]) -> Tensor:
+        """Token grids [B, S, K] to codes int64 [B, Q', T], where the codec lies: with a fine stage,
+        of all levels."""
+        device = self.codec.device
         codes = torch.from_numpy(self.layout.to_codes(tokens).astype(np.int64)).to(device)
-        batches = [self.codec.decode(batch) for batch in codes.split(DECODE_CLIPS)]
-        return torch.cat(batches).cpu().numpy()
+        if self.fine is None:
+            return codes
+        semantic = self.policy.config.layout.to_semantic(tokens).astype(np.int64)
+        return self.fine.fill(torch.from_numpy(semantic).to(device), codes)
+
+    def move_players(self, device: torch.device) -> None:
+        """Bring to `device` all that samples and decodes; the embedder stays where it is."""
+        self.policy.to(device)
+        self.codec.to(device)
+        if self.fine is not None:
+            self.fine.to(device)
 
 
 def find_policy(folder: Path, policy: Path | None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +31,15 @@ class Codec(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def to(self, device: torch.device) -> object:
+        """Move it, in place."""
+        ...
 
     def encode(self, audio: Tensor) -> Tensor:
         """Audio float32 [B, N], N a multiple of `frame_size`, to codes int64 [B, Q, T]."""

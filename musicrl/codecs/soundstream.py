@@ -87,6 +87,11 @@ class SoundStream(nn.Module):
         """Frames of codes per second."""
         return self.sample_rate / self.frame_size
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.quantizer.codebooks.device
+
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:
         """Audio float32 [B, N] to codes int64 [B, Q, T]; raises as `embed`."""

@@ -73,6 +73,11 @@ class SpectralCodec(nn.Module):
         """Frames of codes per second."""
         return self.sample_rate / self.frame_size
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mean.device
+
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:
         """Audio float32 [B, N], N a multiple of `frame_size`, to codes int64 [B, Q, T]."""

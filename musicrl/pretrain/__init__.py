@@ -13,6 +13,7 @@ from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagge
 from musicrl.pretrain.codec import CodecStageConfig, fit_codec
 from musicrl.pretrain.corpus import CorpusConfig, build_corpus
 from musicrl.pretrain.embedder import EmbedderStageConfig, JudgeStageConfig, train_embedder
+from musicrl.pretrain.fine import FineStageConfig, train_fine
 from musicrl.pretrain.policy import PolicyStageConfig, train_policy
 from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
 from musicrl.pretrain.quality import QualityStageConfig, train_quality
@@ -31,7 +32,8 @@ STAGES: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, float]]]] = {
     "semantic": (SemanticStageConfig, fit_semantic),
     "policy": (PolicyStageConfig, train_policy),
     "quality": (QualityStageConfig, train_quality),
+    "fine": (FineStageConfig, train_fine),
     "soundstream": (SoundStreamStageConfig, train_soundstream),
 }
 """Stage name to (configuration, function). `corpus` is needed only to rebuild the note table,
-`soundstream` only for a world that plays through it."""
+`fine` and `soundstream` only for a world that plays all levels, or through SoundStream."""

@@ -90,14 +90,14 @@ def measure_codec(
         for batch in np.array_split(np.arange(clips), -(-clips // 16)):
             audio = data.audio(batch)
             rebuilt = codec.decode(codec.encode(audio)[:, :levels])
-            errors.append(_log_spectral_distance(audio, rebuilt, codec.sample_rate))
-            correlations.append(_chroma_correlation(audio, rebuilt, codec.sample_rate))
+            errors.append(log_spectral_distance(audio, rebuilt, codec.sample_rate))
+            correlations.append(chroma_correlation(audio, rebuilt, codec.sample_rate))
         facts[f"log_spectral_distance/{levels}"] = float(torch.cat(errors).mean())
         facts[f"chroma_correlation/{levels}"] = float(torch.cat(correlations).mean())
     return facts
 
 
-def _log_spectral_distance(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
+def log_spectral_distance(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
     """Mean absolute difference of log magnitudes [B], nats, floor -60 dB below full scale; spectra
     of 80 ms, every 20 ms."""
     size, hop = round(0.08 * sample_rate), round(0.02 * sample_rate)
@@ -107,7 +107,7 @@ def _log_spectral_distance(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
     return (first - second).abs().mean((1, 2))
 
 
-def _chroma_correlation(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
+def chroma_correlation(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
     """Mean over sounding frames of the correlation of 12-bin chroma [B], 100 Hz to 2.1 kHz."""
     size, hop = 4096, 1024
     window = torch.hann_window(size)

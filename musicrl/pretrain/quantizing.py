@@ -60,41 +60,36 @@ class MovingAverages(nn.Module):
         """Quantise vectors [B, T, D], those of clip b by the first levels[b] >= 1 of int64 [B], and
         move the codebooks.
 
-        Raises ValueError when the first batch has fewer vectors than a level has codes.
+        Averages follow the residuals of all clips at all levels, of a clip's unused levels too: else
+        the last of 12 would see a twelfth of them, and 2 would be another count at every level (this
+        project's choice). Raises ValueError when the first batch has fewer vectors than codes.
         """
         residual, quantised = vectors.detach(), torch.zeros_like(vectors)
         replaced = 0
-        for level in range(int(levels.max())):
-            is_used = levels > level
-            chosen = residual[is_used].flatten(0, 1)
+        for level, codebook in enumerate(quantizer.codebooks):
+            flat = residual.flatten(0, 1)
             if not self.is_started:
-                self._start(quantizer, level, residual.flatten(0, 1), generator)
-            codebook = quantizer.codebooks[level]
-            picked = codebook[nearest(residual, codebook)] * is_used[:, None, None]
-            quantised, residual = quantised + picked, residual - picked
-            replaced += self._move(quantizer, level, chosen, generator)
+                self._start(codebook, level, flat, generator)
+            code = nearest(flat, codebook)
+            picked = codebook[code].view_as(residual)
+            is_used = (levels > level)[:, None, None]
+            quantised, residual = quantised + picked * is_used, residual - picked
+            state = codebook, self.counts[level], self.sums[level]
+            update_codebook(*state, flat, code, decay=DECAY)
+            replaced += replace_dead(
+                *state, flat, generator, threshold=DEAD_COUNT, fresh=FRESH_COUNT
+            )
         self.is_started.fill_(True)
         commitment = (vectors - quantised).square().mean()
         return Quantised(vectors + (quantised - vectors).detach(), commitment, replaced)
 
     def _start(
-        self,
-        quantizer: ResidualQuantizer,
-        level: int,
-        vectors: Tensor,
-        generator: torch.Generator,
+        self, codebook: Tensor, level: int, vectors: Tensor, generator: torch.Generator
     ) -> None:
         """A level's codebook by k-means of the first batch."""
-        codebook, counts = lloyd(vectors, quantizer.codebooks.shape[1], generator)
-        quantizer.codebooks[level] = codebook
-        self.counts[level], self.sums[level] = counts, counts[:, None] * codebook
-
-    def _move(
-        self, quantizer: ResidualQuantizer, level: int, vectors: Tensor, generator: torch.Generator
-    ) -> int:
-        state = quantizer.codebooks[level], self.counts[level], self.sums[level]
-        update_codebook(*state, vectors, nearest(vectors, state[0]), decay=DECAY)
-        return replace_dead(*state, vectors, generator, threshold=DEAD_COUNT, fresh=FRESH_COUNT)
+        centres, counts = lloyd(vectors, len(codebook), generator)
+        codebook.copy_(centres)
+        self.counts[level], self.sums[level] = counts, counts[:, None] * centres
 
 
 def lloyd(vectors: Tensor, vocab_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

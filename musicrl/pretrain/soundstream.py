@@ -62,9 +62,9 @@ class SoundStreamStageConfig:
     """Validation clips to measure with."""
     steps: int = 200_000
     batch_clips: int = 64
-    crop_seconds: float = 1.0
-    """Length of the crops that are learned from; a batch is to have several times as many frames as
-    two times the codes of a level."""
+    crop_seconds: float = 2.0
+    """Length of the crops that are learned from; a batch is to have several times two frames for
+    each code of a level, below which codes count as dead."""
     learning_rate: float = 1e-4
     """Adam's, of both sides."""
     checkpoint_every: int = 1000

@@ -35,8 +35,8 @@ class TokenData:
 
     def __init__(self, weights: Path, data: WorldData, split: str, layout: FrameLayout) -> None:
         path = weights / f"tokens-{split}.safetensors"
-        origin = _origin(weights, data, layout)
-        if not path.is_file() or _stored_origin(path) != origin:
+        origin = origin_of(weights, data, layout)
+        if not path.is_file() or stored_origin(path) != origin:
             grids, windows = tokenise(weights, data, layout)
             partial = path.with_suffix(".partial")
             save_file({"grids": grids, "windows": windows}, partial, metadata={"origin": origin})
@@ -58,7 +58,7 @@ class TokenData:
         return F.normalize(windows.sum(1), dim=-1)
 
 
-def _origin(weights: Path, data: WorldData, layout: FrameLayout) -> str:
+def origin_of(weights: Path, data: WorldData, layout: object) -> str:
     """A digest of all that the tokens were made from: the models' files, the clips' attributes and
     the layout."""
     digest = hashlib.sha256(repr(layout).encode())
@@ -69,7 +69,7 @@ def _origin(weights: Path, data: WorldData, layout: FrameLayout) -> str:
     return digest.hexdigest()
 
 
-def _stored_origin(path: Path) -> str | None:
+def stored_origin(path: Path) -> str | None:
     """None for a file that cannot be read: it is made again."""
     try:
         with safe_open(path, framework="pt") as file:

@@ -102,12 +102,11 @@ def test_each_clip_goes_through_its_own_levels_alone() -> None:
     for clip, level in enumerate(levels.tolist()):
         wanted = frozen.decode(codes[clip, :, :level])
         torch.testing.assert_close(made.vectors[clip], wanted, atol=1e-5, rtol=1e-5)
-    n = torch.bincount(codes[1, :, 1], minlength=4)  # level 2 saw the second clip alone
-    moved = 0.99 * counts[1] + 0.01 * n
-    wanted = torch.where(moved < 2, torch.tensor(FRESH_COUNT), moved)
-    torch.testing.assert_close(averages.counts[1], wanted)
-    assert torch.equal(averages.counts[2], counts[2])
-    assert torch.equal(quantizer.codebooks[2], before[2])
+    for level in range(3):  # the averages follow all clips
+        n = torch.bincount(codes[:, :, level].flatten(), minlength=4)
+        moved = 0.99 * counts[level] + 0.01 * n
+        fresh = torch.where(moved < 2, torch.tensor(FRESH_COUNT), moved)
+        torch.testing.assert_close(averages.counts[level], fresh)
     made.vectors.sum().backward()
     assert vectors.grad is not None
     assert torch.equal(vectors.grad, torch.ones_like(vectors))  # straight through
