@@ -54,6 +54,12 @@ def _spread(args: Sequence[str]) -> None:
     spread(args)
 
 
+def _listen(args: Sequence[str]) -> None:
+    from cluster.commands.listen import listen
+
+    listen(args)
+
+
 def _pretrain(args: Sequence[str]) -> None:
     from cluster.commands.pretrain import pretrain
 
@@ -98,6 +104,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "score": (_score, 'score audio files against a text: "text" file.wav ...'),
         "evaluate": (_evaluate, "measure policies on the held-out prompts: [policy or run ...]"),
         "spread": (_spread, "put finished runs beside each other: runs/a runs/b ..."),
+        "listen": (_listen, "make a page of clips to hear: [policy or run ...] [--field value]"),
         "pretrain": (_pretrain, "build a world, or one stage of it: [STAGE] [file.yaml]"),
         "collect": (_collect, "serve the page on which people compare clips: [--field value]"),
         "prefs": (_prefs, "preferences: export, validate, merge, split, pool or simulate"),

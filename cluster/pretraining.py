@@ -1,129 +1,52 @@
-"""The stages of a world in the order in which they need each other, and their settings.
+"""The stages of a world in the order in which they need each other, and building all of them.
 
     world ─ prompts ─ codec ─ embedder ─ judge ─ calibration ─ semantic
           └ policy ─ policy-noisy ─ quality ─ preference-data ─ preference
 
-The one place that knows all of them: pretraining and preference learning do not know each other.
-The defaults are the settings of the shipped files, which is the preset `tiny`.
+Knows what each stage reads and writes; their settings stand in pretrain_config.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
+from cluster.pretrain_config import COMPARISONS, PretrainConfig
 from musicrl.evaluation.judges import CALIBRATION
 from musicrl.policies.preference import PreferenceModel
 from musicrl.preference.fit import FitConfig, fit
-from musicrl.preference.pool import SampledClipsConfig
-from musicrl.preference.simulate import SimulateConfig, simulate
-from musicrl.preference.training import CHECKPOINT, TrainingConfig
-from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagger
-from musicrl.pretrain.codec import CodecStageConfig, fit_codec
-from musicrl.pretrain.embedder import EmbedderStageConfig, JudgeStageConfig, train_embedder
-from musicrl.pretrain.pipeline import Outcome, run_stages
-from musicrl.pretrain.policy import PolicyStageConfig, train_policy
-from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
+from musicrl.preference.simulate import simulate
+from musicrl.preference.training import CHECKPOINT
+from musicrl.pretrain.calibration import calibrate_tagger
+from musicrl.pretrain.codec import fit_codec
+from musicrl.pretrain.embedder import EmbedderStageConfig, train_embedder
+from musicrl.pretrain.pipeline import run_stages
+from musicrl.pretrain.policy import train_policy
+from musicrl.pretrain.prompts import write_prompts
 from musicrl.pretrain.quality import QualityStageConfig, train_quality
 from musicrl.pretrain.render import find_soundfont
 from musicrl.pretrain.report import report_of, to_table, write_report
-from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
+from musicrl.pretrain.semantic import fit_semantic
 from musicrl.pretrain.stage import Stage
-from musicrl.pretrain.world import WorldConfig, build_world
+from musicrl.pretrain.world import build_world
 from musicrl.rewards.preference import PREFERENCE_FILE
 from musicrl.rewards.quality import QUALITY_FILE
 from musicrl.run import versions
 from musicrl.settings import to_tree
 
-COMPARISONS, COMPARED = "simulated.parquet", "simulated.json"
+COMPARED = "simulated.json"
 PREFERENCE = "preference"
 """Folder of what the preference model is made of."""
 FROM_CHECKPOINT, FROM_START = "goes on from its checkpoint", "starts again"
 MODELS = ("codec", "embedder", "semantic")
 """Stages whose models make tokens of clips."""
-OWN: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "world": ("world",),
-        "embedder": ("world", "weights", "kind"),
-        "judge": ("world", "weights", "kind"),
-        "policy": ("world", "weights", "name"),
-        "policy_noisy": ("world", "weights", "name"),
-        "preference_data": ("out", "pool", "json"),
-        "preference": ("files", "out", "weights", "start", "simulation", "json"),
-    }
-)
-"""Settings of stages that follow from `out`; ("world", "weights") where a stage is not named."""
 PLACES = ("processes", "soundfont", "notes", "ratings")
 """Settings that decide nothing, or name a file whose content is asked instead."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Build a world: every stage in order, but for those that are finished."""
-
-    preset: Literal["tiny"] = "tiny"
-    """Settings that stand nowhere else: those of the shipped tiny world."""
-    out: Path = Path("worlds/tiny")
-    """Folder of the world: clips, weights/, stages/ (what is finished), report.md, report.json."""
-    json: Path | None = None
-    """File that receives the report too."""
-    world: WorldConfig = field(default_factory=WorldConfig)
-    prompts: PromptStageConfig = field(default_factory=PromptStageConfig)
-    codec: CodecStageConfig = field(default_factory=CodecStageConfig)
-    embedder: EmbedderStageConfig = field(default_factory=EmbedderStageConfig)
-    judge: JudgeStageConfig = field(default_factory=JudgeStageConfig)
-    calibration: CalibrationStageConfig = field(default_factory=CalibrationStageConfig)
-    semantic: SemanticStageConfig = field(default_factory=SemanticStageConfig)
-    policy: PolicyStageConfig = field(default_factory=PolicyStageConfig)
-    policy_noisy: PolicyStageConfig = field(
-        default_factory=lambda: PolicyStageConfig(name="policy-noisy", misdescribed=0.4)
-    )
-    quality: QualityStageConfig = field(default_factory=QualityStageConfig)
-    preference_data: SimulateConfig = field(
-        default_factory=lambda: SimulateConfig(
-            out=Path(COMPARISONS),
-            pairs=200_000,
-            clips=SampledClipsConfig(
-                policies=(Path("policy-noisy.safetensors"),),
-                prompts=2000,
-                clips_per_prompt=8,
-                clip_seconds=2.0,
-                prompts_per_chunk=16,
-            ),
-        )
-    )
-    """Comparisons by SIMULATED raters."""
-    preference: FitConfig = field(
-        default_factory=lambda: FitConfig(
-            policy=Path("policy.safetensors"),
-            training=TrainingConfig(
-                steps=1000, batch_prompts=8, evaluate_every=100, weight_decay=0.05
-            ),
-        )
-    )
-
-    def __post_init__(self) -> None:
-        for part in fields(self):
-            if part.name in {"preset", "out", "json"}:
-                continue
-            _refuse_own(part, getattr(self, part.name))
-        if self.preference_data.clips.weights is not None:
-            raise ValueError("preference_data.clips.weights follows from out: leave it out")
-
-
-def _refuse_own(part: Field[Any], config: object) -> None:
-    """Raise ValueError naming a setting of a stage that follows from `out` and is given."""
-    assert part.default_factory is not MISSING
-    usual = part.default_factory()
-    for name in OWN.get(part.name, ("world", "weights")):
-        if getattr(config, name) != getattr(usual, name):
-            raise ValueError(f"{part.name}.{name} follows from out: leave it out")
 
 
 def build(config: PretrainConfig, console: Console | None = None) -> dict[str, Any]:
@@ -132,7 +55,7 @@ def build(config: PretrainConfig, console: Console | None = None) -> dict[str, A
     Raises ValueError or FileNotFoundError for what cannot be built; what was finished stays.
     """
     console = console or Console()
-    outcomes: tuple[Outcome, ...] = run_stages(plan(config), config.out, console)
+    outcomes = run_stages(plan(config), config.out, console)
     report = report_of(outcomes, config.out, versions())
     write_report(report, config.out, config.json)
     console.print(to_table(report))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.commands.flags import print_help, read_settings, split_words, wants_help
-from cluster.pretraining import PretrainConfig, build
+from cluster.pretrain_config import PretrainConfig
+from cluster.pretraining import build
 from musicrl.closest import closest
 from musicrl.pretrain import STAGES
 from musicrl.settings import build as build_settings

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from musicrl.pretrain.stage import Stage
+from musicrl.textfile import write_text
 
 FOLDER = "stages"
 CHUNK = 1 << 22
@@ -175,13 +176,5 @@ def _read(path: Path) -> dict[str, Any] | None:
     return tree
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def _write(path: Path, record: Begun) -> None:
-    write_whole(path, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")

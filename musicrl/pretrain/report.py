@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from musicrl.pretrain.pipeline import Outcome
-from musicrl.pretrain.record import write_whole
+from musicrl.textfile import write_text
 
 NOT_OF_THE_WORLD = ("tokens-", "policy.json", "policy-noisy.json")
 """How files beside the weights begin that a world does not need to play."""
@@ -59,10 +59,10 @@ def weight_files(folder: Path) -> list[Path]:
 def write_report(report: Mapping[str, Any], out: Path, also: Path | None) -> None:
     """The report in `out`, and its JSON in `also` too."""
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    write_whole(out / "report.json", text)
-    write_whole(out / "report.md", to_markdown(report))
+    write_text(out / "report.json", text)
+    write_text(out / "report.md", to_markdown(report))
     if also is not None:
-        write_whole(also, text)
+        write_text(also, text)
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:

@@ -23,8 +23,9 @@ from torch import Tensor
 from musicrl.pretrain.attributes import Attributes, caption
 from musicrl.pretrain.excerpts import SPLITS, Excerpt, load_pieces, plan_excerpts
 from musicrl.pretrain.progress import track
-from musicrl.pretrain.record import file_digest, write_whole
+from musicrl.pretrain.record import file_digest
 from musicrl.pretrain.render import Renderer, find_soundfont
+from musicrl.textfile import write_text
 
 NOTES = Path(__file__).parent.parent / "data" / "notes.parquet"
 Job = tuple["WorldConfig", Path, Path, list[Excerpt]]
@@ -91,7 +92,7 @@ def _claim(config: WorldConfig, soundfont: Path) -> None:
             raise ValueError(
                 f"{config.world} holds a world of other settings, notes or soundfont (see {path})"
             )
-    write_whole(path, json.dumps({**settings, **sources}, indent=1))
+    write_text(path, json.dumps({**settings, **sources}, indent=1))
 
 
 def _write_plan(path: Path, excerpts: Sequence[Excerpt]) -> None:

@@ -17,12 +17,13 @@ import pytest
 import yaml
 
 from cluster.cli import EXIT_FAULT, main
+from cluster.commands.listen import clips_like
 from musicrl.checkpoint import load_tensors
 from musicrl.policies.preference import PreferenceModel
 from musicrl.pretrain.pipeline import run_stage
 from musicrl.pretrain.record import Begun, Records
 from musicrl.pretrain.stage import Stage
-from musicrl.pretrain.world import WorldConfig, build_world
+from musicrl.pretrain.world import WorldConfig, WorldData, build_world
 from musicrl.rewards.table import make_reward
 from musicrl.types import Prompt
 from musicrl.world import World
@@ -190,6 +191,25 @@ def check_world(weights: Path) -> None:
     assert world.clip_seconds == 4.0
     assert make_reward("quality", world).name == "quality"
     assert world.conditioner([Prompt(id="a", text="a slow tune").text]).shape == (1, 4)
+
+
+def test_real_clips_of_a_listening_page_have_what_their_prompts_ask(tiny_world: Path) -> None:
+    data = WorldData(tiny_world, "test")
+    rows = [(4, True), (2, True), (4, True), (7, False)]
+    prompts = []
+    for index, is_complete in rows:
+        row = {k: v for k, v in data.attributes[index].as_row().items() if v}
+        named = row if is_complete else {"tempo": row["tempo"]}
+        prompts.append(Prompt(id=str(index), text="a tune", attributes=tuple(named.items())))
+    clips = clips_like(tiny_world, prompts)
+    everything = data.audio(range(len(data))).numpy()
+    found = [next(i for i, a in enumerate(everything) if (a == clip).all()) for clip in clips.audio]
+    for prompt, index in zip(prompts, found, strict=True):
+        assert dict(prompt.attributes).items() <= data.attributes[index].as_row().items()
+    assert found[0] != found[1]
+    zither = Prompt(id="z", text="a loud zither", attributes=(("instrument", "zither"),))
+    with pytest.raises(ValueError, match="holds no test clip like 'a loud zither'"):
+        clips_like(tiny_world, [zither])
 
 
 def test_what_changes_is_made_again_with_what_reads_it(soundfont: Path, tmp_path: Path) -> None:
