@@ -47,7 +47,11 @@ def run_stages(stages: Sequence[Stage], out: Path, console: Console) -> tuple[Ou
         title = f"stage {number + 1} of {len(stages)}, {stage.name}"
         left = remaining(outcomes, stages[number:])
         say(console, f"{title}: {_plan_of(stage, found, records)}{'' if found else left}")
-        record = found or run_stage(stage, records)
+        try:
+            record = found or run_stage(stage, records)
+        except KeyboardInterrupt:
+            say(console, f"{title}: interrupted; given the same command again it {stage.resumes}")
+            raise
         outcomes.append(Outcome(stage=stage, record=record, is_new=found is None))
         if found is None:
             say(console, f"{title}: finished in {in_words(record.seconds)}")

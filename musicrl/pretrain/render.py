@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,14 @@ def find_soundfont(path: Path | None) -> Path:
     raise FileNotFoundError(
         f"no soundfont at {named}: install Debian's fluid-soundfont-gm or pass --soundfont"
     )
+
+
+def require_synthesiser() -> None:
+    """Raise ModuleNotFoundError, saying what to install, where there is no synthesiser."""
+    if find_spec("tinysoundfont") is None:
+        raise ModuleNotFoundError(
+            "rendering needs tinysoundfont: pip install --no-deps tinysoundfont"
+        )
 
 
 class Renderer:

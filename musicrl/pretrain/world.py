@@ -24,7 +24,7 @@ from musicrl.pretrain.attributes import Attributes, caption
 from musicrl.pretrain.excerpts import SPLITS, Excerpt, load_pieces, plan_excerpts
 from musicrl.pretrain.progress import track
 from musicrl.pretrain.record import file_digest
-from musicrl.pretrain.render import Renderer, find_soundfont
+from musicrl.pretrain.render import Renderer, find_soundfont, require_synthesiser
 from musicrl.textfile import write_text
 
 NOTES = Path(__file__).parent.parent / "data" / "notes.parquet"
@@ -56,10 +56,12 @@ class WorldConfig:
 def build_world(config: WorldConfig) -> dict[str, float]:
     """Plan and render every split; finished shards are kept, so a stopped build resumes.
 
-    Returns clip counts. Raises ValueError when the folder holds a world of other settings.
+    Returns clip counts. Raises ValueError when the folder holds a world of other settings, notes or
+    soundfont, and FileNotFoundError or ModuleNotFoundError when there is nothing to render with.
     """
-    config.world.mkdir(parents=True, exist_ok=True)
+    require_synthesiser()
     soundfont = find_soundfont(config.soundfont)
+    config.world.mkdir(parents=True, exist_ok=True)
     _claim(config, soundfont)
     pieces = load_pieces(config.notes)
     sizes = (config.train_clips, config.validation_clips, config.test_clips)

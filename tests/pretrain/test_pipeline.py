@@ -46,7 +46,7 @@ NAMES = [
 ]
 MODEL = {
     "coarse_vocab": 32,
-    "num_steps": 50,
+    "num_steps": 25,
     "condition_levels": 4,
     "condition_vocab": 16,
     "width": 32,
@@ -72,7 +72,7 @@ def settings(soundfont: Path) -> dict[str, Any]:
             "train_clips": 24,
             "validation_clips": 8,
             "test_clips": 12,
-            "clip_seconds": 4.0,
+            "clip_seconds": 2.0,
             "shard_clips": 8,
             "processes": 1,
         },
@@ -94,6 +94,7 @@ def settings(soundfont: Path) -> dict[str, Any]:
             "coded_clips": 2,
             "prompts": 2,
             "measured": 2,
+            "crop_seconds": [0.5, 1.5],
             **TRAINING,
         },
         "preference_data": {
@@ -188,7 +189,7 @@ def check_world(weights: Path) -> None:
     world = World.load(weights, Path("policy-noisy.safetensors"))
     _, facts = PreferenceModel.from_file(weights / "preference.safetensors")
     assert facts["raters"] == "simulated"
-    assert world.clip_seconds == 4.0
+    assert world.clip_seconds == 2.0
     assert make_reward("quality", world).name == "quality"
     assert world.conditioner([Prompt(id="a", text="a slow tune").text]).shape == (1, 4)
 
