@@ -87,6 +87,14 @@ def test_it_looks_both_ways_and_at_every_level(model: SoundStorm) -> None:
     assert not torch.allclose(model(other, codes)[:, :, 6:8], before[:, :, 6:8])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_fills_in_what_the_cpu_does(model: SoundStorm) -> None:
+    semantic, codes = clips(4)
+    wanted = model.fill(semantic, codes)
+    found = model.to("cuda").fill(semantic.cuda(), codes.cuda()).cpu()
+    assert (found == wanted).float().mean() > 0.9
+
+
 def test_a_file_brings_back_the_decoder(model: SoundStorm, tmp_path: Path) -> None:
     model.save(tmp_path / "fine.safetensors", nll=1.5)
     loaded = SoundStorm.from_file(tmp_path / "fine.safetensors")

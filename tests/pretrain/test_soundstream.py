@@ -221,3 +221,21 @@ def test_clips_that_do_not_fit_are_named(
     assert "crop_seconds must be 2048 samples or more, got 0.01" in capsys.readouterr().err
     assert main([*args, "--discriminators.stft-windows", "[100]"]) == 1
     assert "stft_windows must be powers of 2, got 100" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_codec_learns_on_a_gpu(tiny_world: Path, tmp_path: Path) -> None:
+    facts = train_soundstream(replace(config_of(tiny_world, tmp_path), gpus=1.0))
+    assert all(math.isfinite(value) for value in facts.values())
+    codec = SoundStream.from_file(tmp_path / "soundstream.safetensors")
+    audio = torch.randn(2, 3200, generator=random(0)) * 0.1
+    wanted = codec.encode(audio)
+    found = codec.to(torch.device("cuda")).encode(audio.cuda()).cpu()
+    assert (found == wanted).float().mean() > 0.95
+
+
+def test_a_gpu_that_is_not_there_is_named(tiny_world: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="1 GPUs are asked for, but torch finds none"):
+        train_soundstream(replace(config_of(tiny_world, tmp_path), gpus=1.0))
