@@ -23,6 +23,7 @@ from musicrl.pretrain.embedder import schedule
 from musicrl.pretrain.progress import track
 from musicrl.pretrain.tokens import TokenData
 from musicrl.pretrain.world import WorldData
+from musicrl.textfile import write_text
 
 TINY = MusicLMConfig(
     coarse_levels=4,
@@ -99,8 +100,8 @@ def train_policy(config: PolicyStageConfig) -> dict[str, float]:
             _report(writer, facts, step + 1)
     facts = measure_policy(model, validation, embedder, captions)
     model.save(config.weights / f"{config.name}.safetensors", as_half=True)
-    (config.weights / f"{config.name}.json").write_text(
-        json.dumps({"facts": facts, **_plain(config)})
+    write_text(
+        config.weights / f"{config.name}.json", json.dumps({"facts": facts, **_plain(config)})
     )
     checkpoint.remove()
     return facts

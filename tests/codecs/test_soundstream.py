@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +12,8 @@ from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.codecs.soundstream import SoundStream, SoundStreamConfig
 from musicrl.codecs.spectral import SpectralCodec, SpectralCodecConfig
 from musicrl.codecs.table import load_codec
+from musicrl.policies.musiclm import MusicLM
+from musicrl.world import World
 
 SMALL = SoundStreamConfig(
     sample_rate=16_000,
@@ -89,3 +94,22 @@ def test_sizes_that_cannot_be_are_named() -> None:
         SoundStreamConfig(strides=(1, 480))
     with pytest.raises(ValueError, match="vocab_size must be 1 or more, got 0"):
         SoundStreamConfig(vocab_size=0)
+
+
+def test_a_world_plays_through_it(tiny_world: Path, tmp_path: Path) -> None:
+    """At 50 Hz, four of its frames share a semantic token of 12.5 Hz."""
+    folder = Path(shutil.copytree(tiny_world, tmp_path / "world"))
+    torch.manual_seed(1)
+    codec = SoundStream(replace(SMALL, vocab_size=12))
+    codec.quantizer.codebooks.normal_()
+    codec.save(folder / "codec.safetensors")
+    sizes = World.load(tiny_world).policy.config
+    MusicLM(replace(sizes, codec_frames_per_step=4)).save(folder / "policy.safetensors")
+    world = World.load(folder)
+    assert (world.step_seconds, world.clip_seconds) == (0.08, 0.4)
+    tokens = np.random.default_rng(0).integers(0, 8, (2, 5, 17)).astype(np.int16)
+    audio = world.decode(tokens)
+    assert audio.shape == (2, 6400)
+    codes = torch.from_numpy(world.layout.to_codes(tokens).astype(np.int64))
+    np.testing.assert_allclose(audio, codec.eval().decode(codes).numpy(), atol=1e-6)
+    np.testing.assert_allclose(world.decode(tokens[1:]), audio[1:], atol=1e-5)

@@ -10,17 +10,19 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from cluster.cli import EXIT_FAULT, main
 from cluster.commands.listen import clips_like
 from musicrl.checkpoint import load_tensors
 from musicrl.policies.preference import PreferenceModel
-from musicrl.pretrain.pipeline import run_stage
+from musicrl.pretrain.pipeline import run_stage, run_stages
 from musicrl.pretrain.record import Begun, Records
 from musicrl.pretrain.stage import Stage
 from musicrl.pretrain.world import WorldConfig, WorldData, build_world
@@ -271,12 +273,19 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path: Path) -> None
     for rate in (0.1, 0.1, 0.2):
         with pytest.raises(KeyboardInterrupt):
             run_stage(stage(rate), records)
+    told = StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        run_stages([stage(0.2)], tmp_path, Console(file=told, width=200))
+    assert told.getvalue().splitlines() == [
+        "stage 1 of 1, a: was interrupted, starts again",
+        "stage 1 of 1, a: interrupted; given the same command again it starts again",
+    ]
     begun = records.read_begun("a")
     assert begun is not None
-    assert begun.attempts == 1
+    assert begun.attempts == 2
     assert begun.seconds > 0
     assert run_stage(stage(1.0), records).attempts == 1
-    assert seen == [False, True, False, False]
+    assert seen == [False, True, False, True, False]
 
 
 def test_faults_are_one_sentence(
