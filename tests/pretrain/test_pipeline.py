@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from cluster.cli import EXIT_FAULT, main
-from cluster.commands.listen import clips_like
 from musicrl.checkpoint import load_tensors
 from musicrl.policies.preference import PreferenceModel
-from musicrl.pretrain.pipeline import run_stage, run_stages
 from musicrl.pretrain.record import Begun, Records
-from musicrl.pretrain.stage import Stage
-from musicrl.pretrain.world import WorldConfig, WorldData, build_world
+from musicrl.pretrain.world import WorldConfig, build_world
 from musicrl.rewards.table import make_reward
 from musicrl.types import Prompt
 from musicrl.world import World
@@ -194,98 +188,6 @@ def check_world(weights: Path) -> None:
     assert world.clip_seconds == 2.0
     assert make_reward("quality", world).name == "quality"
     assert world.conditioner([Prompt(id="a", text="a slow tune").text]).shape == (1, 4)
-
-
-def test_real_clips_of_a_listening_page_have_what_their_prompts_ask(tiny_world: Path) -> None:
-    data = WorldData(tiny_world, "test")
-    rows = [(4, True), (2, True), (4, True), (7, False)]
-    prompts = []
-    for index, is_complete in rows:
-        row = {k: v for k, v in data.attributes[index].as_row().items() if v}
-        named = row if is_complete else {"tempo": row["tempo"]}
-        prompts.append(Prompt(id=str(index), text="a tune", attributes=tuple(named.items())))
-    clips = clips_like(tiny_world, prompts)
-    everything = data.audio(range(len(data))).numpy()
-    found = [next(i for i, a in enumerate(everything) if (a == clip).all()) for clip in clips.audio]
-    for prompt, index in zip(prompts, found, strict=True):
-        assert dict(prompt.attributes).items() <= data.attributes[index].as_row().items()
-    assert found[0] != found[1]
-    zither = Prompt(id="z", text="a loud zither", attributes=(("instrument", "zither"),))
-    with pytest.raises(ValueError, match="holds no test clip like 'a loud zither'"):
-        clips_like(tiny_world, [zither])
-
-
-def test_what_changes_is_made_again_with_what_reads_it(soundfont: Path, tmp_path: Path) -> None:
-    """Stages of files of text: the second reads the first, the third nothing."""
-    out, ran = tmp_path, list[str]()
-
-    def stage(name: str, *, reads: tuple[str, ...] = (), size: int = 1) -> Stage:
-        def run() -> dict[str, float]:
-            ran.append(name)
-            (out / name).write_text("x" * size)
-            return {"size": size, "unknown": float("nan")}
-
-        return Stage(
-            name=name, settings={"size": size}, run=run, reads=reads, writes=(name,), minutes=1
-        )
-
-    def go(size: int) -> list[str]:
-        ran.clear()
-        records = Records(out)
-        for one in (stage("a", size=size), stage("b", reads=("a",)), stage("c")):
-            record = records.find(one) or run_stage(one, records)
-            assert record.figures["unknown"] is None
-        return list(ran)
-
-    assert go(1) == ["a", "b", "c"]
-    assert go(1) == []
-    assert go(2) == ["a", "b"]
-    os.utime(out / "a")
-    assert go(2) == []
-    (out / "a").write_text("yy")
-    assert go(2) == ["a"]  # what it read is again what it was
-    (out / "c").unlink()
-    assert go(2) == ["c"]
-
-
-def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path: Path) -> None:
-    records, checkpoint = Records(tmp_path), tmp_path / "a.resume"
-    seen = []
-
-    def stage(rate: float) -> Stage:
-        def run() -> dict[str, float]:
-            seen.append(checkpoint.exists())
-            checkpoint.touch()
-            (tmp_path / "a").touch()
-            if rate < 1:
-                raise KeyboardInterrupt
-            return {}
-
-        return Stage(
-            name="a",
-            settings={"rate": rate},
-            run=run,
-            writes=("a",),
-            checkpoints=("*.resume",),
-            minutes=1,
-        )
-
-    for rate in (0.1, 0.1, 0.2):
-        with pytest.raises(KeyboardInterrupt):
-            run_stage(stage(rate), records)
-    told = StringIO()
-    with pytest.raises(KeyboardInterrupt):
-        run_stages([stage(0.2)], tmp_path, Console(file=told, width=200))
-    assert told.getvalue().splitlines() == [
-        "stage 1 of 1, a: was interrupted, starts again",
-        "stage 1 of 1, a: interrupted; given the same command again it starts again",
-    ]
-    begun = records.read_begun("a")
-    assert begun is not None
-    assert begun.attempts == 2
-    assert begun.seconds > 0
-    assert run_stage(stage(1.0), records).attempts == 1
-    assert seen == [False, True, False, True, False]
 
 
 def test_faults_are_one_sentence(
