@@ -25,7 +25,7 @@ from musicrl.types import Prompt
 from musicrl.world import World
 
 ROOT = Path(__file__).parent.parent.parent
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 300
 NAMES = [
     "world",
     "prompts",
