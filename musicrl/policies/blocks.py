@@ -36,12 +36,18 @@ def attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return _attend(query, key, value, is_causal=True)
 
 
-def attend_over(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Every position of [B, T, H, D] over all of keys and values [B, C, Hkv, D]."""
-    return _attend(query, key, value, is_causal=False)
+def attend_over(query: Tensor, key: Tensor, value: Tensor, lens: Tensor | None = None) -> Tensor:
+    """Every position of [B, T, H, D] over the first `lens` [B] (none: all) of keys and values
+    [B, C, Hkv, D]."""
+    if lens is None:
+        return _attend(query, key, value, is_causal=False)
+    counts = torch.arange(key.shape[1], device=key.device) < lens[:, None]
+    return _attend(query, key, value, is_causal=False, mask=counts[:, None, None])
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, mask: Tensor | None = None
+) -> Tensor:
     """In float32 on the CPU sums are float64, as in the sampler: what is rounded to float32 is then
     the same bits however keys were blocked, and log-probabilities of both agree to 1e-6."""
     grouped = query.shape[2] != key.shape[2]
@@ -50,7 +56,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Te
     if dtype == torch.float32 and query.device.type == "cpu":
         query, key, value = query.double(), key.double(), value.double()
     mixed = F.scaled_dot_product_attention(
-        query, key, value, is_causal=is_causal, enable_gqa=grouped
+        query, key, value, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
     )
     return mixed.to(dtype).transpose(1, 2)
 

@@ -24,6 +24,7 @@ from musicrl.policies.blocks import attend_causally, attend_over, rotate, rotati
 from musicrl.policies.cache import DecodingCache
 from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.policies.delayed_layers import Layer, Norm, waves
+from musicrl.policies.text import TextStates
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.ops import Ops
 from musicrl.sampler.reference import ReferenceOps
@@ -39,20 +40,24 @@ class DelayedLM(nn.Module):
     places: Tensor
     num_prefix = 0
 
-    def __init__(self, config: DelayedConfig) -> None:
+    def __init__(self, config: DelayedConfig, text: TextStates | None = None) -> None:
+        """With `text`, conditions are a text's token ids; else levels that are embedded here."""
         super().__init__()
         self.config = config
         self.layout = config.layout
         self.num_steps = config.num_steps
         K, V, W = config.num_codebooks, config.vocab, config.width
         self.token = nn.Embedding(K * (V + 1), W)
-        self.condition = nn.Embedding(config.condition_levels * (config.condition_vocab + 1), W)
+        self.text = text
+        if text is None:
+            rows = config.condition_levels * (config.condition_vocab + 1)
+            self.condition = nn.Embedding(rows, W)
+            nn.init.normal_(self.condition.weight, std=EMBEDDING_STD)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = Norm(config)
         self.head = nn.Parameter(torch.empty(K, V, W))
         nn.init.normal_(self.head, std=HEAD_STD)
-        for table in (self.token, self.condition):
-            nn.init.normal_(table.weight, std=EMBEDDING_STD)
+        nn.init.normal_(self.token.weight, std=EMBEDDING_STD)
         is_rotary = config.positions == "rotary"
         places = rotations(config.num_steps, config.head_dim) if is_rotary else waves(config)
         self.register_buffer("places", places, persistent=False)
@@ -78,7 +83,12 @@ class DelayedLM(nn.Module):
         return policy
 
     def save(self, path: Path, *, as_half: bool = False) -> None:
-        """Write weights and configuration; `as_half` in half precision."""
+        """Write weights and configuration; `as_half` in half precision.
+
+        Raises ValueError for a policy of text, whose encoder such a file has no place for.
+        """
+        if self.text is not None:
+            raise ValueError(f"{path}: a {KIND} file cannot hold a policy with a text encoder")
         tensors = self.state_dict()
         tensors = half(tensors) if as_half else tensors
         save_tensors(path, tensors, kind=KIND, config=self.config_dict)
@@ -91,12 +101,12 @@ class DelayedLM(nn.Module):
         ops = ReferenceOps()
         before = F.pad(tokens[:, :-1], (0, 0, 1, 0), value=self.layout.special)
         steps = torch.arange(S, device=tokens.device).repeat(B)
-        states = self.embed_conditions(conditions)
+        states, lens = self.prompts(conditions)
         x = self.embed(before.reshape(B * S, K), steps)
         if not self.config.has_cross:
             x = x + states.mean(dim=1).repeat_interleave(S, dim=0)
         for layer in self._layers:
-            cross = partial(self._attend_prompts, *layer.prompt(ops, states))
+            cross = partial(self._attend_prompts, lens, *layer.prompt(ops, states))
             x = layer(ops, x, partial(self._attend_all, B, steps), cross)
         logits = self.logits(ops, self.norm(ops, x))
         ends = torch.full_like(steps, S)
@@ -113,10 +123,13 @@ class DelayedLM(nn.Module):
         parts = (x.view(B, -1, *x.shape[1:]) for x in (query, key, value))
         return attend_causally(*parts).flatten(0, 1).flatten(1)
 
-    def _attend_prompts(self, keys: Tensor, values: Tensor, query: Tensor) -> Tensor:
-        """Queries [B * S, H * D] over their prompt's keys and values [B, C, Hkv, D]."""
+    def _attend_prompts(
+        self, lens: Tensor | None, keys: Tensor, values: Tensor, query: Tensor
+    ) -> Tensor:
+        """Queries [B * S, H * D] over the first `lens` [B] (none: all) of their prompt's keys and
+        values [B, C, Hkv, D]."""
         heads = query.view(len(keys), -1, self.config.num_heads, self.config.head_dim)
-        return attend_over(heads, keys, values).flatten(0, 1).flatten(1)
+        return attend_over(heads, keys, values, lens).flatten(0, 1).flatten(1)
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
@@ -124,6 +137,14 @@ class DelayedLM(nn.Module):
         sizes = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         query, key, value = torch.split(heads, sizes, dim=1)
         return query, key, value
+
+    def prompts(self, conditions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Conditions int64 [P, C] to the prompts' states [P, C, W], and how many of them count,
+        int32 [P] (none: all)."""
+        if self.text is None:
+            return self.embed_conditions(conditions), None
+        states, lens = self.text(conditions)
+        return states, lens
 
     def embed_conditions(self, conditions: Tensor) -> Tensor:
         """Conditions int64 [P, C] to the prompt's states [P, C, W]."""
@@ -175,19 +196,22 @@ class DelayedLM(nn.Module):
             means = torch.zeros(num_slots, config.width, device=device)
             return DecodingCache(ops, steps, contexts=(means,))
         size = -(-config.condition_levels // ops.block_multiple) * ops.block_multiple
-        return DecodingCache(ops, steps, prompts=new_kv(num_blocks=num_slots, block_size=size))
+        lens = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        prompts = new_kv(num_blocks=num_slots, block_size=size)
+        return DecodingCache(ops, steps, contexts=(lens,), prompts=prompts)
 
     def prefill(
         self, conditions: Tensor, history: Tensor, slots: Tensor, span: Span, cache: DecodingCache
     ) -> None:
         """Encode prompts int64 [P, C] and the steps int64 [P, s, K] that follow them."""
-        states = self.embed_conditions(conditions)
+        states, lens = self.prompts(conditions)
         if cache.prompts is None:
             cache.contexts[0][slots] = states.mean(dim=1)
         else:
+            cache.contexts[0][slots] = states.shape[1] if lens is None else lens
             self._keep_prompts(states, slots, cache)
         if history.shape[1]:
-            self._extend(states, history, span, cache)
+            self._extend(states, lens, history, span, cache)
 
     def _keep_prompts(self, states: Tensor, slots: Tensor, cache: DecodingCache) -> None:
         assert cache.prompts is not None
@@ -197,16 +221,24 @@ class DelayedLM(nn.Module):
             key, value = layer.prompt(cache.ops, states)
             cache.prompts.write(number, key.flatten(0, 1), value.flatten(0, 1), places)
 
-    def _extend(self, states: Tensor, history: Tensor, span: Span, cache: DecodingCache) -> None:
+    def _extend(
+        self,
+        states: Tensor,
+        lens: Tensor | None,
+        history: Tensor,
+        span: Span,
+        cache: DecodingCache,
+    ) -> None:
         special = self.layout.special
         padded = F.pad(history[:, :-1], (0, 0, 1, 0), value=special)
         before = padded.masked_fill(padded < 0, special)[span.rows, span.positions]
         x = self.embed(before, span.positions)
         if cache.prompts is None:
             x = x + states.mean(dim=1)[span.rows]
+        counts = None if lens is None else lens[span.rows]
         for number, layer in enumerate(self._layers):
             prompts = (part[span.rows] for part in layer.prompt(cache.ops, states))
-            cross = partial(self._attend_prompts, *prompts)
+            cross = partial(self._attend_prompts, counts, *prompts)
             x = layer(cache.ops, x, partial(self._attend_span, cache, number, span), cross)
 
     def _attend_span(self, cache: DecodingCache, layer: int, span: Span, qkv: Tensor) -> Tensor:
@@ -226,7 +258,7 @@ class DelayedLM(nn.Module):
         if cache.prompts is None:
             x = x + cache.contexts[0][rows.slots]
         rotation = self.places if self.config.positions == "rotary" else None
-        prompts = self._prompt_rows(rows)
+        prompts = self._prompt_rows(rows, cache)
         for number, layer in enumerate(self._layers):
             attend = partial(
                 cache.ops.attend, kv=cache.kv, layer=number, rows=rows, rotation=rotation
@@ -240,10 +272,11 @@ class DelayedLM(nn.Module):
         assert cache.prompts is not None
         return cache.ops.attend_cached(query, cache.prompts, layer, rows)
 
-    def _prompt_rows(self, rows: Rows) -> Rows:
+    def _prompt_rows(self, rows: Rows, cache: DecodingCache) -> Rows:
         """Each row's prompt: the block of its slot."""
         tables = rows.slots.to(torch.int32)[:, None]
-        return Rows(tables, torch.full_like(rows.lens, self.config.condition_levels), rows.slots)
+        lens = cache.contexts[0][rows.slots] if cache.prompts is not None else rows.lens
+        return Rows(tables, lens, rows.slots)
 
     def emit(self, hidden: Tensor, rows: Rows, cache: DecodingCache, draw: Draw) -> Tensor:
         """Draw the K tokens of a step at once."""

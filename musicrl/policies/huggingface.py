@@ -1,4 +1,5 @@
-"""Weights of transformers' decoders as weights of the delayed decoder: names and orders only.
+"""Weights of transformers' decoders as weights of the delayed decoder, and MusicGen's back: names and
+orders only.
 
 `LlamaForCausalLM` whose last token is the special one, and `MusicgenForCausalLM`. It takes state
 dicts and needs no transformers; prompts, text encoders and codecs are not its matter.
@@ -74,6 +75,29 @@ def from_musicgen(state: State, config: DelayedConfig) -> dict[str, Tensor]:
     return found | _without_prompts(config)
 
 
+def to_musicgen(own: State, config: DelayedConfig) -> dict[str, Tensor]:
+    """The inverse of `from_musicgen`: the delayed decoder's weights under MusicGen's names."""
+    tokens = own["token.weight"].chunk(config.num_codebooks)
+    found = {f"model.decoder.embed_tokens.{k}.weight": each for k, each in enumerate(tokens)}
+    found |= {f"lm_heads.{k}.weight": each for k, each in enumerate(own["head"])}
+    found |= _their_norm(own, "norm", "model.decoder.layer_norm")
+    for number in range(config.num_layers):
+        theirs, ours = f"model.decoder.layers.{number}", f"layers.{number}"
+        found |= {
+            **_their_norm(own, f"{ours}.attention_norm", f"{theirs}.self_attn_layer_norm"),
+            **_split(own[f"{ours}.qkv.weight"], f"{theirs}.self_attn", "qkv"),
+            f"{theirs}.self_attn.out_proj.weight": own[f"{ours}.out.weight"],
+            **_their_norm(own, f"{ours}.cross_norm", f"{theirs}.encoder_attn_layer_norm"),
+            **_split(own[f"{ours}.cross_query.weight"], f"{theirs}.encoder_attn", "q"),
+            **_split(own[f"{ours}.cross_kv.weight"], f"{theirs}.encoder_attn", "kv"),
+            f"{theirs}.encoder_attn.out_proj.weight": own[f"{ours}.cross_out.weight"],
+            **_their_norm(own, f"{ours}.mlp_norm", f"{theirs}.final_layer_norm"),
+            f"{theirs}.fc1.weight": own[f"{ours}.up.weight"],
+            f"{theirs}.fc2.weight": own[f"{ours}.down.weight"],
+        }
+    return found
+
+
 def interleaved(weight: Tensor, head_dim: int) -> Tensor:
     """Rows of a query or key projection whose rotary pairs are neighbours, from rows whose pairs
     are half a head apart."""
@@ -87,6 +111,19 @@ def _joined(state: State, attention: str, letters: str) -> Tensor:
 
 def _norm(state: State, theirs: str, ours: str) -> dict[str, Tensor]:
     return {f"{ours}.weight": state[f"{theirs}.weight"], f"{ours}.offset": state[f"{theirs}.bias"]}
+
+
+def _split(joined: Tensor, attention: str, letters: str) -> dict[str, Tensor]:
+    """Of a decoder whose heads are not grouped."""
+    parts = joined.chunk(len(letters))
+    return {
+        f"{attention}.{letter}_proj.weight": part
+        for letter, part in zip(letters, parts, strict=True)
+    }
+
+
+def _their_norm(own: State, ours: str, theirs: str) -> dict[str, Tensor]:
+    return {f"{theirs}.weight": own[f"{ours}.weight"], f"{theirs}.bias": own[f"{ours}.offset"]}
 
 
 def _without_prompts(config: DelayedConfig) -> dict[str, Tensor]:

@@ -1,0 +1,109 @@
+"""A finetuned MusicGen back in the Hub's form: a folder that transformers loads.
+
+The decoder's tensors are the policy's; text encoder, codec, tokeniser and settings are those of the
+folder that it was loaded from. The model card says what was done to it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from musicrl.policies.folder import INDEX, WEIGHTS, read_json, read_tensors
+from musicrl.policies.huggingface import to_musicgen
+from musicrl.policies.musicgen import MusicGen
+
+CARD = "README.md"
+DTYPES = ("dtype", "torch_dtype")
+"""Settings that name the precision of the weights."""
+
+
+def export(
+    model: MusicGen, folder: Path, *, base: str, summary: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the model to `folder`, whole or not at all; the folder.
+
+    `base` is the reference that the model was loaded by, and `summary` what a run left in its
+    summary.json (none: nothing was trained). Weights are float32. Raises ValueError when the folder
+    is there already.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} is there already: choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        partial = Path(scratch) / folder.name
+        shutil.copytree(model.folder, partial, ignore=_left_out)
+        values = _in_float32(read_json(model.folder / "config.json"))
+        (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+        save_file(tensors_of(model), partial / WEIGHTS, metadata={"format": "pt"})
+        (partial / CARD).write_text(model_card(model, base=base, summary=summary))
+        partial.rename(folder)
+    return folder
+
+
+def tensors_of(model: MusicGen) -> dict[str, Tensor]:
+    """All tensors of the checkpoint, the policy's in place of those that it was loaded from."""
+    policy = model.policy
+    own = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
+    tensors = read_tensors(model.folder)
+    learned = {f"decoder.{k}": v for k, v in to_musicgen(own, policy.config).items()}
+    for name in ("weight", "bias"):
+        if f"text.projection.{name}" in own:
+            learned[f"enc_to_dec_proj.{name}"] = own[f"text.projection.{name}"]
+    return {name: learned.get(name, old).contiguous().clone() for name, old in tensors.items()}
+
+
+def model_card(model: MusicGen, *, base: str, summary: Mapping[str, Any] | None) -> str:
+    """Front matter and text in the Hub's form."""
+    front = {"license": model.licence, "library_name": "transformers", "tags": ["musicrl", "music"]}
+    told = (
+        f"The decoder was finetuned from `{base}`, whose licence ({model.licence}) holds for it too; "
+        "text encoder and codec are unchanged. Made with musicrl, after MusicRL (Cideron et al., "
+        "ICML 2024)."
+    )
+    title = "# MusicGen finetuned by reinforcement learning"
+    training = _training(summary) if summary else ["No run is recorded."]
+    head = f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
+    return "\n\n".join([head, title, told, *training]) + "\n"
+
+
+def _training(summary: Mapping[str, Any]) -> list[str]:
+    """What a run's summary says of updates, divergence and evaluation."""
+    updates, seed = summary["iterations"], summary["seed"]
+    kl = summary["last_step"].get("kl/sequence")
+    told = [f"Updates: {updates}, seed {seed}{'' if kl is None else f', KL {kl:.2f} nats a clip'}."]
+    evaluation = summary["evaluation"]
+    if evaluation is None:
+        return [*told, "The run was not evaluated."]
+    rows = [
+        f"| {name} | {figure['mean']:.3f} | {evaluation['after'][name]['mean']:.3f} |"
+        for name, figure in evaluation["before"].items()
+        if figure["mean"] is not None and evaluation["after"][name]["mean"] is not None
+    ]
+    return [*told, "\n".join(["| figure | before | after |", "|---|---|---|", *rows])]
+
+
+def _in_float32(values: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, its parts' too, of weights in float32."""
+    return {
+        name: "float32"
+        if name in DTYPES
+        else _in_float32(value)
+        if isinstance(value, dict)
+        else value
+        for name, value in values.items()
+    }
+
+
+def _left_out(_: str, names: list[str]) -> set[str]:
+    """Weights, which are written anew, and the base's own card."""
+    weights = {name for name in names if name.endswith((".safetensors", ".bin"))}
+    return weights | ({CARD, INDEX} & set(names))

@@ -1,0 +1,111 @@
+"""A model's folder in the Hub's form: where it is, what it says of itself, and its tensors.
+
+    config.json   model.safetensors or its shards with an index   README.md with front matter
+
+It knows no family. Nothing is downloaded unless the caller says so, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+PATTERNS = ["*.json", "*.safetensors", "*.model", "README.md"]
+
+
+def locate(reference: str, *, downloads: bool = False) -> Path:
+    """The folder of `path:DIR`, of a plain folder, or of `hub:ID` in the Hub's local cache;
+    `downloads` lets a model that is not there be fetched.
+
+    Raises ValueError naming the reference.
+    """
+    if reference.startswith("hub:"):
+        return _from_hub(reference.removeprefix("hub:"), downloads=downloads)
+    folder = Path(reference.removeprefix("path:"))
+    if not folder.is_dir():
+        raise ValueError(f"{reference}: no such folder")
+    return folder
+
+
+def _from_hub(name: str, *, downloads: bool) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ImportError as fault:
+        raise ValueError(f"hub:{name} needs the extra: pip install 'musicrl[musicgen]'") from fault
+    try:
+        found = snapshot_download(name, allow_patterns=PATTERNS, local_files_only=not downloads)
+    except LocalEntryNotFoundError as fault:
+        raise ValueError(f"hub:{name} is not in the local cache and was not fetched") from fault
+    except (HFValidationError, HfHubHTTPError) as fault:
+        raise ValueError(f"hub:{name} cannot be fetched: {fault}") from fault
+    return Path(found)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as fault:
+        raise ValueError(f"{path} is not readable JSON: {fault}") from fault
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object")  # noqa: TRY004 - a fault of the file
+    return values
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder in float32 or their own integers, on the CPU.
+
+    Raises FileNotFoundError naming a missing file, and ValueError naming a damaged one or the
+    tensor that the index promises and a shard lacks.
+    """
+    if not (folder / INDEX).is_file():
+        return _read_file(folder / WEIGHTS)
+    places: Mapping[str, str] = read_json(folder / INDEX).get("weight_map", {})
+    shards = {name: _read_file(folder / name) for name in sorted(set(places.values()))}
+    for tensor, shard in places.items():
+        if tensor not in shards[shard]:
+            raise ValueError(f"{folder / shard} lacks the tensor {tensor!r}")
+    return {tensor: shards[shard][tensor] for tensor, shard in places.items()}
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as fault:
+        raise ValueError(f"{path} is not a readable safetensors file: {fault}") from fault
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def licence(folder: Path) -> str:
+    """As the front matter of the folder's README.md states it; "unknown" where it states none.
+
+    Raises ValueError naming the file when its front matter is no YAML.
+    """
+    card = folder / "README.md"
+    text = card.read_text() if card.is_file() else ""
+    parts = text.split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return "unknown"
+    try:
+        front = yaml.safe_load(parts[1])
+    except yaml.YAMLError as fault:
+        raise ValueError(f"{card}: its front matter is not readable YAML") from fault
+    return str(front.get("license", "unknown")) if isinstance(front, dict) else "unknown"

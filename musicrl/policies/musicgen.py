@@ -1,0 +1,163 @@
+"""A whole `MusicgenForConditionalGeneration` checkpoint as a policy: text encoder and decoder.
+
+Its codec is not read here. transformers makes the text encoder and the tokeniser, and is needed for
+nothing else; the decoder is `DelayedLM`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from musicrl.checkpoint import load_into
+from musicrl.policies.delayed import DelayedLM
+from musicrl.policies.delayed_config import DelayedConfig
+from musicrl.policies.folder import licence, locate, read_json, read_tensors
+from musicrl.policies.huggingface import from_musicgen
+from musicrl.policies.text import TextStates, pad
+
+LOG = logging.getLogger(__name__)
+EXTRA = "MusicGen needs the extra: pip install 'musicrl[musicgen]'"
+TEXT = "text_encoder."
+TIED = ("shared.weight", "encoder.embed_tokens.weight")
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MusicGen:
+    """A checkpoint as it was loaded."""
+
+    policy: DelayedLM
+    folder: Path
+    licence: str
+    """Of the weights, as their card states it."""
+
+    @classmethod
+    def load(
+        cls,
+        reference: str,
+        *,
+        num_steps: int = 1503,
+        text_size: int = 64,
+        downloads: bool = False,
+    ) -> MusicGen:
+        """The checkpoint of `path:DIR`, a plain folder or `hub:ID`, for clips of up to `num_steps`
+        steps and texts of up to `text_size` tokens. Logs the licence of the weights.
+
+        Raises FileNotFoundError or ValueError naming the file, the tensor or the setting at fault,
+        and ValueError without transformers.
+        """
+        folder = locate(reference, downloads=downloads)
+        values = read_json(folder / "config.json")
+        try:
+            config = read_config(values, num_steps=num_steps, text_size=text_size)
+        except ValueError as fault:
+            raise ValueError(f"{folder / 'config.json'}: {fault}") from fault
+        found = licence(folder)
+        LOG.warning("weights of %s: licence %s", reference, found)
+        policy = _policy(read_tensors(folder), values, config, folder)
+        return cls(policy=policy, folder=folder, licence=found)
+
+    def conditioner(self, texts: Sequence[str]) -> Tensor:
+        """Conditions int64 [P, C] of texts, by the folder's tokeniser; longer ones are cut."""
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(self.folder)
+        ids = cast(list[list[int]], tokenizer(list(texts)).input_ids)
+        return pad(ids, self.policy.config.condition_levels)
+
+
+def read_config(values: Values, *, num_steps: int, text_size: int) -> DelayedConfig:
+    """The decoder's shape from what config.json holds.
+
+    Raises ValueError naming the setting that is not served.
+    """
+    kind = values.get("model_type")
+    if kind == "musicgen_melody":
+        raise ValueError("a melody-conditioned MusicGen is not served, only text-conditioned ones")
+    if kind != "musicgen":
+        raise ValueError(f"model_type is {kind!r}, not 'musicgen'")
+    text, decoder = (_part(values, name) for name in ("text_encoder", "decoder"))
+    if decoder.get("audio_channels", 1) != 1:
+        raise ValueError("a stereo MusicGen is not served, only mono ones (audio_channels 1)")
+    if text.get("model_type") != "t5":
+        raise ValueError(f"text_encoder.model_type is {text.get('model_type')!r}, not 't5'")
+    _check_decoder(decoder)
+    limit = np.iinfo(np.int16).max
+    if text["vocab_size"] > limit:
+        raise ValueError(f"text_encoder.vocab_size {text['vocab_size']} is above {limit}")
+    return DelayedConfig(
+        vocab=decoder["vocab_size"],
+        num_codebooks=decoder["num_codebooks"],
+        num_steps=num_steps,
+        condition_levels=text_size,
+        condition_vocab=text["vocab_size"],
+        width=decoder["hidden_size"],
+        num_layers=decoder["num_hidden_layers"],
+        num_heads=decoder["num_attention_heads"],
+        num_kv_heads=decoder["num_attention_heads"],
+        mlp_width=decoder["ffn_dim"],
+    )
+
+
+def _part(values: Values, name: str) -> Values:
+    part = values.get(name)
+    if not isinstance(part, dict):
+        raise ValueError(f"it lacks {name!r}")  # noqa: TRY004 - a fault of the file
+    return part
+
+
+def _check_decoder(decoder: Values) -> None:
+    """Settings that MusicGen's own checkpoints all have, and the delayed decoder takes for granted."""
+    vocab = decoder.get("vocab_size")
+    wanted = {
+        "activation_function": "gelu",
+        "scale_embedding": False,
+        "pad_token_id": vocab,
+        "cross_attention_hidden_size": None,
+    }
+    for name, value in wanted.items():
+        if decoder.get(name, value) != value:
+            raise ValueError(f"decoder.{name} is {decoder[name]!r}, expected {value!r}")
+
+
+def _policy(
+    tensors: dict[str, Tensor], values: Values, config: DelayedConfig, folder: Path
+) -> DelayedLM:
+    text_width = int(values["text_encoder"]["d_model"])
+    encoder = _text_encoder(tensors, values["text_encoder"], folder)
+    policy = DelayedLM(config, TextStates(encoder, text_width=text_width, width=config.width))
+    decoder = {k.removeprefix("decoder."): v for k, v in tensors.items()}
+    try:
+        own = from_musicgen(decoder, config)
+        del own["condition.weight"]
+        if text_width != config.width:
+            for name in ("weight", "bias"):
+                own[f"text.projection.{name}"] = tensors[f"enc_to_dec_proj.{name}"]
+    except KeyError as fault:
+        raise ValueError(f"{folder} lacks the tensor {fault}") from fault
+    load_into(policy, own, origin=folder)
+    return policy
+
+
+def _text_encoder(tensors: Mapping[str, Tensor], values: Values, folder: Path) -> nn.Module:
+    transformers = _transformers()
+    encoder: nn.Module = transformers.T5EncoderModel(transformers.T5Config.from_dict(dict(values)))
+    own = {k.removeprefix(TEXT): v for k, v in tensors.items() if k.startswith(TEXT)}
+    for one, other in (TIED, TIED[::-1]):
+        if one not in own and other in own:
+            own[one] = own[other]
+    load_into(encoder, own, origin=f"{folder}, {TEXT.rstrip('.')}")
+    return encoder
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as fault:
+        raise ValueError(EXTRA) from fault
+    return transformers

@@ -1,0 +1,344 @@
+"""A whole MusicGen checkpoint of random weights: transformers' model and our policy."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    EncodecConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
+
+from musicrl.algorithms import make_algorithm
+from musicrl.algorithms.config import AlgorithmConfig
+from musicrl.policies.export import export, model_card
+from musicrl.policies.folder import locate
+from musicrl.policies.musicgen import MusicGen
+from musicrl.policies.text import PADDING, pad
+from musicrl.sampler.engine import Engine
+from musicrl.sampler.sampling import NO_CONDITION, SamplingConfig
+from musicrl.types import Experience, Prompt, RewardBatch, Rollouts
+from musicrl.update import PolicyUpdate
+from musicrl.update_config import UpdateConfig
+
+VOCAB, STEPS, TEXT_SIZE = 32, 14, 9
+PROMPTS = [[5, 9, 3, 17, 1], [8, 1], [30, 31, 32, 33, 34, 35, 36, 1]]
+SHAPES = [(2, 24), (4, 32)]
+"""Codebooks, and width of the text encoder; the decoder's is 32."""
+
+
+def _model(num_codebooks: int, text_width: int) -> Any:
+    torch.manual_seed(num_codebooks)
+    text = T5Config(vocab_size=50, d_model=text_width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    codec = EncodecConfig(
+        sampling_rate=800,
+        target_bandwidths=[float(num_codebooks)],
+        upsampling_ratios=[4, 2],
+        num_filters=2,
+        hidden_size=8,
+        codebook_size=VOCAB,
+        codebook_dim=8,
+        num_lstm_layers=1,
+        chunk_length_s=None,
+    )
+    decoder = MusicgenDecoderConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        num_codebooks=num_codebooks,
+        max_position_embeddings=64,
+        initializer_factor=0.2,
+        pad_token_id=VOCAB,
+        bos_token_id=VOCAB,
+    )
+    model = MusicgenForConditionalGeneration(
+        MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder)
+    ).eval()
+    model.generation_config.pad_token_id = VOCAB
+    model.generation_config.bos_token_id = VOCAB
+    model.generation_config.decoder_start_token_id = VOCAB
+    return model
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=["K2-projected", "K4-plain"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """transformers' model, and ours from its folder."""
+    folder = tmp_path_factory.mktemp("musicgen")
+    model = _model(*request.param)
+    model.save_pretrained(folder)
+    return model, MusicGen.load(f"path:{folder}", num_steps=STEPS, text_size=TEXT_SIZE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    _model(2, 24).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def _inputs() -> dict[str, Tensor]:
+    conditions = pad(PROMPTS, max(len(ids) for ids in PROMPTS))
+    return {"input_ids": conditions.clamp(min=0), "attention_mask": (conditions >= 0).long()}
+
+
+@torch.no_grad()
+def _their_tokens(model: Any, guidance: float) -> Tensor:
+    """Codes [P, K, T] that `generate` gives its codec, greedily."""
+    seen: list[Tensor] = []
+    decode = model.audio_encoder.decode
+
+    def recorded(codes: Tensor, **settings: Any) -> Any:
+        seen.append(codes)
+        return decode(codes, **settings)
+
+    model.audio_encoder.decode = recorded
+    try:
+        model.generate(**_inputs(), do_sample=False, guidance_scale=guidance, max_length=STEPS + 1)
+    finally:
+        model.audio_encoder.decode = decode
+    return seen[0][0]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_greedy_tokens_equal_generates(pair: Any, guidance: float) -> None:
+    theirs, ours = pair
+    sampling = SamplingConfig(top_k=1, guidance=guidance)
+    conditions = pad(PROMPTS, TEXT_SIZE)
+    samples = Engine(ours.policy, sampling).generate(
+        conditions, samples_per_prompt=1, seeds=np.arange(len(PROMPTS), dtype=np.uint64)
+    )
+    found = ours.policy.layout.to_codes(samples.tokens)
+    wanted = _their_tokens(theirs, guidance).numpy()
+    assert len({row.tobytes() for row in wanted}) > 1
+    np.testing.assert_array_equal(found, wanted)
+
+
+@torch.no_grad()
+def test_teacher_forced_logits_equal_transformers(pair: Any) -> None:
+    theirs, ours = pair
+    layout = ours.policy.layout
+    K = layout.num_streams
+    codes = np.random.default_rng(0).integers(0, VOCAB, (len(PROMPTS), K, STEPS - K + 1))
+    grid = torch.from_numpy(layout.interleave(codes)).long()
+    B, S, K = grid.shape
+    before = torch.cat([torch.full((B, 1, K), VOCAB), grid[:, :-1]], dim=1)
+    wanted = theirs(
+        **_inputs(), decoder_input_ids=before.transpose(1, 2).reshape(B * K, S)
+    ).logits.view(B, K, S, -1)
+    found = ours.policy(grid, pad(PROMPTS, TEXT_SIZE)).transpose(1, 2)[..., :VOCAB]
+    is_frame = grid.transpose(1, 2) != VOCAB
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(found[is_frame], wanted[is_frame], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_samplers_log_probabilities_are_the_learners(pair: Any, guidance: float) -> None:
+    """With few blocks, so that samples are taken up again in the middle."""
+    from musicrl.sampler.sampling import grid_log_probs
+
+    policy = pair[1].policy
+    config = SamplingConfig(guidance=guidance, block_size=8, num_blocks=6)
+    conditions = pad(PROMPTS, TEXT_SIZE).repeat_interleave(2, dim=0)
+    engine = Engine(policy, config)
+    samples = engine.generate(conditions, samples_per_prompt=1, seeds=np.arange(6, dtype=np.uint64))
+    tokens = torch.from_numpy(samples.tokens).long()
+    with torch.no_grad():
+        all_cells = grid_log_probs(policy, tokens, conditions, config)
+    found = all_cells.gather(-1, tokens[..., None])[..., 0]
+    assert engine.num_preempted > 0
+    torch.testing.assert_close(found, torch.from_numpy(samples.logprobs), atol=2e-6, rtol=0)
+
+
+def test_the_null_prompt_is_a_state_of_zeros(pair: Any) -> None:
+    states, lens = pair[1].policy.text(torch.full((1, TEXT_SIZE), NO_CONDITION))
+    assert not states.any()
+    assert lens.tolist() == [1]
+
+
+def test_only_the_text_encoder_is_frozen_and_kept_out(pair: Any) -> None:
+    policy = pair[1].policy
+    assert not [name for name in policy.state_dict() if "frozen" in name or "encoder" in name]
+    policy(torch.full((1, STEPS, policy.layout.num_streams), 3), pad([[4, 1]], TEXT_SIZE))[
+        :, 5, :, 3
+    ].sum().backward()
+    assert policy.head.grad.abs().sum() > 0
+    assert all(p.grad is None for p in policy.text.frozen.network.parameters())
+    if policy.text.projection is not None:
+        assert policy.text.projection.weight.grad.abs().sum() > 0
+
+
+def test_texts_become_padded_ids(folder: Path) -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "slow": 4, "piano": 5}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
+    loaded = MusicGen.load(str(folder), num_steps=STEPS, text_size=3)
+    found = loaded.conditioner(["slow piano", "slow slow piano piano"])
+    assert found.tolist() == [[4, 5, PADDING], [4, 4, 5]]
+
+
+def test_the_cards_licence_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A model\n")
+    with caplog.at_level(logging.WARNING):
+        assert MusicGen.load(str(folder)).licence == "cc-by-nc-4.0"
+    assert "cc-by-nc-4.0" in caplog.text
+
+
+def _change(folder: Path, part: str | None, name: str, value: object) -> None:
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    (values if part is None else values[part])[name] = value
+    path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "sentence"),
+    [
+        ("decoder", "audio_channels", 2, "stereo"),
+        (None, "model_type", "musicgen_melody", "melody"),
+        (None, "model_type", "llama", "model_type is 'llama'"),
+        ("text_encoder", "model_type", "bert", "text_encoder.model_type is 'bert'"),
+        ("decoder", "activation_function", "relu", "decoder.activation_function is 'relu'"),
+        ("decoder", "ffn_dim", 64, r"tensor 'layers.0.up.weight' has shape \(48, 32\)"),
+    ],
+)
+def test_what_is_not_served_is_refused(
+    folder: Path, part: str | None, name: str, value: object, sentence: str
+) -> None:
+    _change(folder, part, name, value)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        MusicGen.load(str(folder))
+    assert str(folder) in str(caught.value)
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        MusicGen.load(str(folder))
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="no such folder"):
+        MusicGen.load(f"path:{folder}")
+
+
+def test_a_truncated_file_is_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors file"):
+        MusicGen.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["decoder.lm_heads.1.weight", "enc_to_dec_proj.bias", "text_encoder.shared.weight"]
+)
+def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tied = "text_encoder.encoder.embed_tokens.weight"
+    save_file({k: v for k, v in tensors.items() if k not in (name, tied)}, path)
+    with pytest.raises(ValueError, match=f"lacks the tensor '{name.split('.', 1)[-1]}|{name}"):
+        MusicGen.load(str(folder))
+
+
+def test_a_model_of_the_hub_is_not_fetched_unasked() -> None:
+    with pytest.raises(ValueError, match="hub:nobody/nothing is not in the local cache"):
+        locate("hub:nobody/nothing")
+
+
+def test_a_policy_of_text_has_no_file_of_its_own(pair: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="text encoder"):
+        pair[1].policy.save(tmp_path / "policy.safetensors")
+
+
+def _ours(policy: Any, guidance: float) -> Any:
+    seeds = np.arange(len(PROMPTS), dtype=np.uint64)
+    samples = Engine(policy, SamplingConfig(top_k=1, guidance=guidance)).generate(
+        pad(PROMPTS, TEXT_SIZE), samples_per_prompt=1, seeds=seeds
+    )
+    return policy.layout.to_codes(samples.tokens)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_exported_plays_in_transformers(tmp_path: Path, shape: tuple[int, int]) -> None:
+    base = tmp_path / "base"
+    _model(*shape).save_pretrained(base)
+    loaded = MusicGen.load(str(base), num_steps=STEPS, text_size=TEXT_SIZE)
+    before = _ours(loaded.policy, 3.0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in loaded.policy.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    folder = export(loaded, tmp_path / "finetuned", base="hub:somebody/something")
+    theirs = MusicgenForConditionalGeneration.from_pretrained(folder).eval()
+    found = _ours(loaded.policy, 3.0)
+    assert not np.array_equal(found, before)
+    np.testing.assert_array_equal(found, _their_tokens(theirs, 3.0).numpy())
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "finetuned"}
+    with pytest.raises(ValueError, match="finetuned is there already"):
+        export(loaded, folder, base="hub:somebody/something")
+
+
+def test_the_card_says_what_was_done(folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A model\n")
+    figures = {"reward": {"mean": 0.5}}, {"reward": {"mean": 0.75}}
+    summary = {
+        "iterations": 7,
+        "seed": 3,
+        "last_step": {"kl/sequence": 1.5},
+        "evaluation": {"before": figures[0], "after": figures[1]},
+    }
+    card = model_card(MusicGen.load(str(folder)), base="hub:a/b", summary=summary)
+    front, text = card.split("---\n", 2)[1:]
+    assert yaml.safe_load(front)["license"] == "cc-by-nc-4.0"
+    assert "`hub:a/b`" in text
+    assert "Updates: 7, seed 3, KL 1.50 nats a clip." in text
+    assert "| reward | 0.500 | 0.750 |" in text
+
+
+def test_reinforcement_raises_a_reward(folder: Path) -> None:
+    """Of even tokens; by the update that every family of policies has, with the text encoder as it
+    was."""
+    policy = MusicGen.load(str(folder), num_steps=STEPS, text_size=TEXT_SIZE).policy
+    algorithm = make_algorithm(AlgorithmConfig(baseline="group_mean", alpha=0.01))
+    sampling = SamplingConfig(temperature=1.0)
+    update = PolicyUpdate(policy, algorithm, sampling, UpdateConfig(learning_rate=0.01))
+    conditions = pad(PROMPTS, TEXT_SIZE)
+    assert policy.text is not None
+    encoder = policy.text.frozen.network
+    frozen = [weight.clone() for weight in encoder.parameters()]
+    rewards = []
+    for step in range(12):
+        seeds = np.arange(24, dtype=np.uint64) + np.uint64(24 * step)
+        samples = Engine(policy, sampling).generate(conditions, samples_per_prompt=8, seeds=seeds)
+        reward = ((samples.tokens % 2 == 0) & (samples.tokens < VOCAB)).mean((1, 2))
+        group = np.arange(24, dtype=np.int32) // 8
+        rollouts = Rollouts(
+            prompts=tuple(Prompt(id=str(g), text="") for g in group),
+            conditions=conditions.numpy().astype(np.int16).repeat(8, axis=0),
+            tokens=samples.tokens,
+            logprobs=samples.logprobs,
+            group=group,
+            seeds=seeds,
+            version=np.full(24, update.version, dtype=np.int64),
+        )
+        total = reward.astype(np.float32)
+        batch = RewardBatch(total=total, terms={}, valid=np.ones(24, np.bool_))
+        figures = update.step([Experience(rollouts=rollouts, rewards=batch)])
+        rewards.append(float(reward.mean()))
+        assert figures["mismatch/max"] < 1e-5
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1
+    assert all(torch.equal(a, b) for a, b in zip(frozen, encoder.parameters(), strict=True))
