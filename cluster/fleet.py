@@ -39,15 +39,19 @@ class Fleet:
             Peer(name=f"scorer {i}", actor=start_scorer(self.config))
             for i in range(cluster.num_scorers)
         ]
-        self.learner = Peer(name="learner", actor=start_learner(self.config))
-        self._await([*self.sampler_peers, *self.scorer_peers, self.learner])
+        self.learner, self.followers = start_learners(self.config)
+        self._await([*self.sampler_peers, *self.scorer_peers, self.learner, *self.followers])
+        self._unite()
         self.samplers, self.scorers = Pool(self.sampler_peers), Pool(self.scorer_peers)
 
     def replace_learner(self) -> None:
-        """Start another learner, at the base policy, in place of one that died."""
-        ray.kill(self.learner.actor)
-        self.learner = Peer(name="learner", actor=start_learner(self.config))
-        self._await([self.learner])
+        """Start another learner, at the base policy, in place of one that died; with several
+        ranks, all of them."""
+        for peer in (self.learner, *self.followers):
+            ray.kill(peer.actor)
+        self.learner, self.followers = start_learners(self.config)
+        self._await([self.learner, *self.followers])
+        self._unite()
 
     def retire(self, pool: Pool, task: Task, lost: Lost) -> None:
         """A peer whose task failed rests until it answers; Ray is starting it again."""
@@ -69,8 +73,21 @@ class Fleet:
         pool.give(task.peer)
 
     def stop(self) -> None:
-        for peer in (*self.sampler_peers, *self.scorer_peers, self.learner):
+        learners = self.learner, *self.followers
+        for peer in (*self.sampler_peers, *self.scorer_peers, *learners):
             ray.kill(peer.actor)
+
+    def _unite(self) -> None:
+        """Let the ranks of the learner, if there are several, meet."""
+        if not self.followers:
+            return
+        actors = [follower.actor for follower in self.followers]
+        opening = self.learner.actor.open.remote(actors)
+        host, port = self.pending.call(opening, self.learner, "opening the learners' store")
+        ranks = [self.learner, *self.followers]
+        joining = [peer.actor.join.remote(rank, host, port) for rank, peer in enumerate(ranks)]
+        for peer, join in zip(ranks, joining, strict=True):
+            self.pending.call(join, peer, "meeting the other learners")
 
     def _await(self, peers: Sequence[Peer]) -> None:
         pings = [peer.actor.ping.remote() for peer in peers]
@@ -98,6 +115,13 @@ def start_scorer(config: TrainConfig) -> Any:
         max_task_retries=SCORER_RETRIES,
     )
     return actor.remote(config)
+
+
+def start_learners(config: TrainConfig) -> tuple[Peer, list[Peer]]:
+    """The leading learner, and the others, which share its updates."""
+    leader = Peer(name="learner", actor=start_learner(config))
+    ranks = range(1, config.cluster.num_learners)
+    return leader, [Peer(name=f"learner {rank}", actor=start_learner(config)) for rank in ranks]
 
 
 def start_learner(config: TrainConfig) -> Any:
@@ -128,11 +152,11 @@ def needed_resources(cluster: ClusterConfig) -> dict[str, float]:
         "CPU": float(
             samplers * cluster.sampler_threads
             + scorers * cluster.scorer_threads
-            + cluster.learner_threads
+            + cluster.num_learners * cluster.learner_threads
         ),
         "GPU": samplers * cluster.sampler_gpus
         + scorers * cluster.scorer_gpus
-        + cluster.learner_gpus,
+        + cluster.num_learners * cluster.learner_gpus,
     }
 
 
@@ -143,6 +167,6 @@ def check_resources(cluster: ClusterConfig, available: dict[str, float]) -> None
         if has < needed:
             raise ValueError(
                 f"the Ray cluster has {has:g} {name}s, but this run needs {needed:g}: "
-                f"{cluster.num_samplers} samplers, {cluster.num_scorers} scorers and the learner "
-                "(see the threads and GPUs under `cluster`)"
+                f"{cluster.num_samplers} samplers, {cluster.num_scorers} scorers and "
+                f"{cluster.num_learners} learners (see the threads and GPUs under `cluster`)"
             )

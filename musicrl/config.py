@@ -80,6 +80,13 @@ class ClusterConfig:
     """CPU threads of each sampler."""
     scorer_threads: int = 1
     learner_threads: int = 2
+    """CPU threads of each learner."""
+    num_learners: int = 1
+    """Learners that share every update. Ranks differ from one process in roundings alone, which
+    Adam's first steps, where gradients are nothing but rounding, can make as large as its rate."""
+    learner_host: str = "127.0.0.1"
+    """Address that several learners listen on for each other; on several nodes, `node`: each its
+    own node's."""
     sampler_gpus: float = 0.0
     """GPUs of each sampler actor (a fraction shares one)."""
     scorer_gpus: float = 0.0
@@ -94,7 +101,7 @@ class ClusterConfig:
     """Ray address to join (none: RAY_ADDRESS, as set by `ray job submit`, else a local cluster)."""
 
     def __post_init__(self) -> None:
-        _check_least(self, 1, "num_samplers", "num_scorers")
+        _check_least(self, 1, "num_samplers", "num_scorers", "num_learners")
         _check_least(self, 1, "sampler_threads", "scorer_threads", "learner_threads")
         _check_least(self, 0, "sampler_gpus", "scorer_gpus", "learner_gpus", "max_lag")
         _check_least(self, 80, "object_store_mb")

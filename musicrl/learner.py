@@ -19,6 +19,7 @@ from musicrl.algorithms import make_algorithm
 from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import Divergence, EvaluationChunk, divergence
+from musicrl.ranks import Ranks
 from musicrl.rewards.mix import failures
 from musicrl.run import POLICY, Run, read_state
 from musicrl.types import Experience, Rollouts, Weights
@@ -91,6 +92,10 @@ class Learner:
         )
         self._latest = report, weights
         return self._latest
+
+    def share(self, ranks: Ranks) -> None:
+        """Do the steps from now on as one of several ranks."""
+        self.update.ranks = ranks
 
     def weights(self) -> Weights:
         return self.update.weights()

@@ -43,11 +43,11 @@ class Optimizer:
     def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
         self.num_steps = 0
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
         self._stepping: list[torch.optim.Optimizer] = []
         matrices = [] if config.muon_learning_rate is None else list(_matrices(module))
         taken = {id(weight) for weight, _ in matrices}
-        if others := [p for p in self._parameters if id(p) not in taken]:
+        if others := [p for p in self.parameters if id(p) not in taken]:
             groups = [{"params": others, PEAK: config.learning_rate}]
             betas = (config.beta1, config.beta2)
             decay = config.weight_decay
@@ -84,7 +84,7 @@ class Optimizer:
         """Apply and clear the gradients; their norm before clipping, or None and unchanged weights
         when the norm or `loss` is not finite."""
         limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, limit))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
         is_sound = math.isfinite(norm) and math.isfinite(loss)
         if is_sound:
             for optimizer in self._stepping:
@@ -92,7 +92,7 @@ class Optimizer:
                     group["lr"] = group[PEAK] * self.schedule
                 optimizer.step()
             self.num_steps += 1
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             parameter.grad = None
         return norm if is_sound else None
 

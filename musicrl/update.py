@@ -27,6 +27,7 @@ from musicrl.optimizer import Optimizer, choose_parts
 from musicrl.policies.base import Policy
 from musicrl.policies.flat import flatten
 from musicrl.policies.value import ValueNetwork
+from musicrl.ranks import Alone, Ranks
 from musicrl.sampler.sampling import SamplingConfig, grid_log_probs
 from musicrl.types import Experience, Weights
 from musicrl.update_config import UpdateConfig
@@ -48,15 +49,18 @@ class PolicyUpdate:
         *,
         reference: nn.Module | None = None,
         value: nn.Module | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """`policy` is trained in place. `reference` is what the KL is measured to (none: a frozen
         copy of the policy as it is now); `value` maps tokens [B, S, K] and conditions [B, C] to
-        values [B, S, K] (none: made from the policy, if the algorithm needs one)."""
+        values [B, S, K] (none: made from the policy, if the algorithm needs one); `ranks`
+        share the work, and must all be given the same experience (none: alone)."""
         self.policy = policy.eval()
         self.algorithm = algorithm
         self.sampling = sampling
         self.config = config
         self.version = 0
+        self.ranks: Ranks = ranks or Alone()
         self._streams = cast(Policy, policy).layout.stream_names
         self._reference = self._frozen(policy if reference is None else reference)
         choose_parts(policy, config.parts)
@@ -138,8 +142,8 @@ class PolicyUpdate:
         if self.config.num_steps == 1:
             return self._value_step(batch, returns, rows, step)
         with torch.no_grad():
-            parts = self._microbatches(rows)
-            return torch.cat([self._predict(batch, i) for i in parts])
+            parts = [self._predict(batch, i) for i in self._microbatches(rows)]
+            return self.ranks.join(parts, returns)
 
     def _predict(self, batch: Batch, rows: Tensor) -> Tensor:
         """Values of some samples: the network's output, which starts at 0, and the offset."""
@@ -157,11 +161,12 @@ class PolicyUpdate:
             loss.backward()
             total += float(loss.detach())
             parts.append(values.detach())
+        total = self.ranks.add_up(self._value_optimizer.parameters, total)
         step.value_norms.append(self._value_optimizer.step(total))
-        return torch.cat(parts)
+        return self.ranks.join(parts, returns[rows])
 
     def _policy_step(self, batch: Batch, advantages: Tensor, rows: Tensor, step: _Step) -> None:
-        total = 0.0
+        total, outs = 0.0, list[LossOut]()
         for i in self._microbatches(rows):
             with torch.set_grad_enabled(not step.is_held):
                 out = self._loss(batch.rows(i), advantages[i])
@@ -169,10 +174,27 @@ class PolicyUpdate:
             if not step.is_held:
                 loss.backward()
             total += float(loss.detach())
-            step.outs.append(replace(out, loss=out.loss.detach()))
+            outs.append(replace(out, loss=out.loss.detach()))
+        learning = [] if step.is_held else self._optimizer.parameters
+        total = self.ranks.add_up(learning, total)
+        step.outs += self._joined(outs, batch.behaviour_logprobs[rows])
         step.losses.append(total)
         if not step.is_held:
             step.policy_norms.append(self._optimizer.step(total))
+
+    def _joined(self, outs: list[LossOut], like: Tensor) -> list[LossOut]:
+        """The figures of all ranks' rows, each of the shape of `like`."""
+        if self.ranks.size == 1:
+            return outs
+        join, kl = self.ranks.join, [out.kl for out in outs if out.kl is not None]
+        return [
+            LossOut(
+                loss=torch.zeros(()),  # added up already
+                ratio=join([out.ratio for out in outs], like),
+                entropy=join([out.entropy for out in outs], like),
+                kl=None if self._reference is None else join(kl, like),
+            )
+        ]
 
     def _loss(self, batch: Batch, advantages: Tensor) -> LossOut:
         logprobs = self._logprobs(self.policy, batch)
@@ -200,12 +222,11 @@ class PolicyUpdate:
 
     def _reference_tokens(self, batch: Batch) -> Tensor:
         parts = [batch.rows(i) for i in self._microbatches(torch.arange(batch.num_samples))]
-        return torch.cat(
-            [
-                token_logprobs(logprobs=self._reference_logprobs(part), tokens=part.tokens)
-                for part in parts
-            ]
-        )
+        found = [
+            token_logprobs(logprobs=self._reference_logprobs(part), tokens=part.tokens)
+            for part in parts
+        ]
+        return self.ranks.join(found, batch.behaviour_logprobs)
 
     def _minibatches(self, num_samples: int) -> Iterator[Tensor]:
         """Rows of each optimizer step; their order depends on the version and the epoch only."""
@@ -217,7 +238,8 @@ class PolicyUpdate:
             yield from (part for part in rows.tensor_split(self.config.minibatches) if len(part))
 
     def _microbatches(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(rows, self.config.microbatch_samples)
+        share = self.ranks.share(rows)
+        return torch.split(share, self.config.microbatch_samples) if len(share) else ()
 
     def _metrics(self, step: _Step) -> dict[str, float]:
         norms = {"policy": step.policy_norms, "value": step.value_norms}
