@@ -90,6 +90,16 @@ def _simulate(files: Sequence[Path], flags: Sequence[str]) -> None:
     simulate(read_settings(SimulateConfig, flags, files[0] if files else None))
 
 
+def _winrate(files: Sequence[Path], flags: Sequence[str]) -> None:
+    from musicrl.preference.winrate import WinRateConfig, compare_policies
+
+    if wants_help(flags):
+        return print_help(WinRateConfig(), verb="prefs winrate ratings.parquet ...")
+    config = read_settings(WinRateConfig, flags)
+    files = _wanted("winrate", (*files, *config.files))
+    compare_policies(replace(config, files=files))
+
+
 def require_extra() -> None:
     """Raise ModuleNotFoundError, saying what to install, when the extra `collect` is missing."""
     for name in EXTRA:
@@ -117,6 +127,7 @@ JOBS: Mapping[str, tuple[Callable[[Sequence[Path], Sequence[str]], None], str]] 
         "split": (_split, "cut Parquet files in two, by whole prompts or raters: file.parquet ..."),
         "pool": (_pool, "sample clips into a folder, to be heard or judged"),
         "simulate": (_simulate, "comparisons of clips by simulated raters: [file.yaml]"),
+        "winrate": (_winrate, "which policy's clips were marked higher: ratings.parquet ..."),
         "validate": (_validate, "check Parquet files and count what they hold: file.parquet ..."),
     }
 )
