@@ -48,6 +48,12 @@ def _evaluate(args: Sequence[str]) -> None:
     evaluate(args)
 
 
+def _reproduce(args: Sequence[str]) -> None:
+    from cluster.commands.reproduce import reproduce
+
+    reproduce(args)
+
+
 def _spread(args: Sequence[str]) -> None:
     from cluster.commands.evaluate import spread
 
@@ -103,6 +109,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "sample": (_sample, 'make wav files: "text" ... [--out DIR] [--count N]'),
         "score": (_score, 'score audio files against a text: "text" file.wav ...'),
         "evaluate": (_evaluate, "measure policies on the held-out prompts: [policy or run ...]"),
+        "reproduce": (_reproduce, "train R, U and RU from the base and compare all: [file.yaml]"),
         "spread": (_spread, "put finished runs beside each other: runs/a runs/b ..."),
         "listen": (_listen, "make a page of clips to hear: [policy or run ...] [--field value]"),
         "pretrain": (_pretrain, "build a world, or one stage of it: [STAGE] [file.yaml]"),

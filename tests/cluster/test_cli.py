@@ -16,6 +16,7 @@ from musicrl.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
 NO_POLICY = "no policy at no/run: neither a file, nor a checkpoint, nor a run"
+NO_PREFERENCE = "no no.safetensors in .: `musicrl fit-reward` makes it from comparisons"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -78,6 +79,13 @@ def test_a_typo_on_the_command_line(verb: str, capsys: pytest.CaptureFixture[str
         (["pretrain", "--codec.step", "3"], "unknown option --codec.step (nearest: --codec.steps)"),
         (["evaluate", "--prompts", "1"], "command line: prompts must be 2 or more, got 1"),
         (["evaluate", "no/run"], NO_POLICY),
+        (
+            ["reproduce", "--models", "[RU]"],
+            "command line: model RU starts from R, which must stand before it",
+        ),
+        (["reproduce", "--preference-file", "no.safetensors"], NO_PREFERENCE),
+        (["reproduce", "a.yaml", "b.yaml"], "musicrl reproduce takes one file, got a.yaml b.yaml"),
+        (["prefs", "winrate"], "prefs winrate needs files, as in: musicrl prefs winrate a.parquet"),
         (["spread", "no/run"], "no summary at no/run"),
         (["sample"], 'sample needs a text, as in: musicrl sample "a slow fiddle tune"'),
         (["sample", "a tune", "--counts", "3"], "unknown option --counts (nearest: --count)"),

@@ -1,0 +1,132 @@
+"""The paper's models (section 4.2): what each is trained on, and where it starts.
+
+A model's start is also its KL reference: MusicRL-RU starts from MusicRL-R, and its divergence is
+penalised and measured from there. Turns a recipe into the settings of a run; trains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from musicrl.closest import closest
+from musicrl.config import ModelConfig, TrainConfig, load_config
+from musicrl.rewards.preference import PREFERENCE
+from musicrl.settings import build, merge, to_tree
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a model is made."""
+
+    preset: str
+    start: str = BASE
+    """The model that it starts from, which is its KL reference too."""
+    share: float = 1.0
+    """Its updates, as a share of those of MusicRL-R."""
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "MuLan": Recipe(preset="musicrl-mulan"),
+        "Quality": Recipe(preset="musicrl-quality"),
+        "R": Recipe(preset="musicrl-r"),
+        "U": Recipe(preset="musicrl-u"),
+        "RU": Recipe(preset="musicrl-ru", start="R", share=0.5),
+        "joint": Recipe(preset="musicrl-joint", share=1.5),
+    }
+)
+"""RU has half of U's updates: the paper's listeners heard U after 2,000 and RU after 1,000 (section
+4.4). The joint model has as many as R and RU together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """Sizes that take the place of the presets' (none: the preset's own)."""
+
+    updates: int | None = None
+    """Updates of R, U and the models of one reward; RU has half of them."""
+    prompts_per_step: int | None = None
+    samples_per_prompt: int | None = None
+    clip_seconds: float | None = None
+    """Length of the clips that are trained on."""
+    checkpoint_every: int = 10
+    """Updates that a killed run loses at most."""
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "prompts_per_step", "samples_per_prompt", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"scale.{name} must be 1 or more, got {value}")
+
+
+def check_models(names: Sequence[str]) -> None:
+    """Raise ValueError unless every name is of a recipe and comes after the model it starts from."""
+    known = {BASE}
+    for name in names:
+        if name not in RECIPES:
+            raise ValueError(f"no recipe {name!r}{closest(name, list(RECIPES))}")
+        if name in known:
+            raise ValueError(f"models names {name} twice")
+        start = RECIPES[name].start
+        if start not in known:
+            raise ValueError(f"model {name} starts from {start}, which must stand before it")
+        known.add(name)
+
+
+def run_settings(
+    name: str,
+    scale: ScaleConfig,
+    *,
+    model: ModelConfig,
+    preference_file: Path | None,
+    seed: int,
+    out: Path,
+) -> TrainConfig:
+    """The settings of the run that makes a model, in the folder `out`.
+
+    `model` is the world and the policy to start from (none: the preset's). Raises ValueError where
+    the sizes contradict the preset.
+    """
+    recipe = RECIPES[name]
+    preset = load_config(recipe.preset)
+    updates = updates_of(name, scale)
+    reward = preset.reward
+    if PREFERENCE in reward.weights:
+        reward = replace(reward, preference_file=preference_file)
+    rollout = _over(to_tree(preset.rollout), scale)
+    tree: dict[str, Any] = {
+        "out": str(out),
+        "seed": seed,
+        "iterations": updates,
+        "checkpoint_every": min(scale.checkpoint_every, updates),
+        "rollout": rollout,
+        "reward": to_tree(reward),
+        "model": to_tree(model),
+        "update": {"decay_steps": updates},
+        # The reproduction measures every model itself; these two are for the ear.
+        "evaluation": {"prompts": 2, "audio_prompts": 2, "every": 0},
+    }
+    return build(TrainConfig, merge(to_tree(preset), tree), origin=f"model {name}")
+
+
+def updates_of(name: str, scale: ScaleConfig) -> int:
+    """Updates of a model's run."""
+    recipe = RECIPES[name]
+    if scale.updates is None:
+        return load_config(recipe.preset).iterations
+    return max(1, round(recipe.share * scale.updates))
+
+
+def _over(rollout: dict[str, Any], scale: ScaleConfig) -> dict[str, Any]:
+    """The rollout's settings with those of the scale; a chunk holds no more prompts than a step."""
+    names = ("prompts_per_step", "samples_per_prompt", "clip_seconds")
+    given = {name: value for name in names if (value := getattr(scale, name)) is not None}
+    merged = {**rollout, **given}
+    chunk = min(merged["prompts_per_chunk"], merged["prompts_per_step"])
+    return {**merged, "prompts_per_chunk": chunk}
