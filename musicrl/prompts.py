@@ -17,6 +17,9 @@ import pyarrow.parquet
 from musicrl.types import Prompt
 
 SHIPPED = Path(__file__).parent / "data" / "tiny" / "prompts.parquet"
+FREEFORM = Path(__file__).parent / "data" / "freeform.csv"
+"""101 free-form prompts of 3 to 25 words, ten styles with ten or eleven each: of the shape of the
+paper's evaluation set (section 4.3, appendix A), written for this project."""
 ATTRIBUTES = ("instrument", "tempo", "texture", "genre", "loudness", "mode")
 """Columns that say what a caption asks for; all are optional."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musicrl.prompts import attribute, draw, load_prompts, mismatched
+from musicrl.prompts import FREEFORM, attribute, draw, load_prompts, mismatched
 from musicrl.types import Prompt
 
 
@@ -151,3 +153,14 @@ def test_equal_texts_are_never_paired_when_that_can_be_avoided() -> None:
     assert all(a != b for a, b in pairs)
     with pytest.raises(ValueError, match="two different prompts"):
         mismatched([prompts[0], prompts[2]])
+
+
+def test_the_free_form_prompts_are_of_the_papers_shape() -> None:
+    prompts = load_prompts(FREEFORM, split="heldout")
+    assert len(prompts) == len({prompt.text.lower() for prompt in prompts}) == 101
+    lengths = [len(prompt.text.split()) for prompt in prompts]
+    assert (min(lengths), max(lengths)) == (3, 25)
+    with FREEFORM.open(encoding="utf-8", newline="") as file:
+        styles = Counter(row["style"] for row in csv.DictReader(file))
+    assert len(styles) == 10
+    assert set(styles.values()) == {10, 11}

@@ -32,7 +32,7 @@ from musicrl.evaluation.judges import Ears, judges_of
 from musicrl.evaluation.reference import REAL, reference_sets
 from musicrl.evaluation.table import difference_table, result_table, set_table
 from musicrl.policies.base import Policy
-from musicrl.prompts import SHIPPED, load_prompts
+from musicrl.prompts import FREEFORM, SHIPPED, load_prompts
 from musicrl.rewards.mix import RewardConfig, RewardMix, make_mix, refuse_tokens
 from musicrl.rollout import RolloutWorker
 from musicrl.sampler.sampling import SamplingConfig
@@ -61,6 +61,9 @@ class EvaluateConfig:
     real ones of its test split (none: to the clips of `base`, where that is given)."""
     prompts: int = 160
     """Held-out prompts; below 160 the gain of a single attribute drowns in noise."""
+    prompt_file: Path | None = None
+    """Prompts to take instead of the world's: a .parquet, .csv or .txt file, or `freeform`, 101
+    prompts of this project for models of more than a tiny world."""
     prompts_per_chunk: int = 16
     """Prompts sampled together; the figures do not depend on it."""
     seed: int = 0
@@ -211,8 +214,10 @@ def read_clips(files: Sequence[Path], world: World) -> Clips:
 
 
 def heldout(config: EvaluateConfig) -> tuple[Prompt, ...]:
-    """The first held-out prompts of the world. Raises ValueError when there are too few."""
+    """The first held-out prompts, of the world or of a file. Raises ValueError when there are too few."""
     path = SHIPPED if config.weights is None else config.weights / "prompts.parquet"
+    if config.prompt_file is not None:
+        path = FREEFORM if str(config.prompt_file) == FREEFORM.stem else config.prompt_file
     prompts = load_prompts(path, split="heldout")
     if len(prompts) < config.prompts:
         raise ValueError(f"prompts is {config.prompts}, but {path} holds only {len(prompts)}")

@@ -110,6 +110,17 @@ def test_another_policy_can_be_the_base(tiny_world: Path, other_policy: Path) ->
     assert swapped[str(other_policy)].kl["total"].max() < 1e-6
 
 
+def test_prompts_of_a_file_take_the_place_of_the_worlds(tiny_world: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("a march\na waltz\na reel\n")
+    found = heldout(EvaluateConfig(weights=tiny_world, prompt_file=file, prompts=2))
+    assert [prompt.text for prompt in found] == ["a march", "a waltz"]
+    free = heldout(EvaluateConfig(prompt_file=Path("freeform"), prompts=101))
+    assert {prompt.source for prompt in free} == {"freeform"}
+    with pytest.raises(ValueError, match=r"mine.txt holds only 3"):
+        heldout(EvaluateConfig(weights=tiny_world, prompt_file=file, prompts=4))
+
+
 def test_settings_that_cannot_be_met_are_refused(tiny_world: Path) -> None:
     with pytest.raises(ValueError, match=r"prompts is 99, but .*prompts\.parquet holds only"):
         heldout(EvaluateConfig(weights=tiny_world, prompts=99))
