@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from musicrl.audio import read_wav
+from musicrl.evaluation.bestof import evaluate_best_of
 from musicrl.evaluation.clipset import ClipSet, SetFigures, describe, join, set_figures
 from musicrl.evaluation.heldout import (
     EVALUATION_STEP,
@@ -30,7 +31,13 @@ from musicrl.evaluation.heldout import (
 )
 from musicrl.evaluation.judges import Ears, judges_of
 from musicrl.evaluation.reference import REAL, reference_sets
-from musicrl.evaluation.table import difference_table, result_table, set_table
+from musicrl.evaluation.table import (
+    difference_table,
+    frontier,
+    frontier_table,
+    result_table,
+    set_table,
+)
 from musicrl.policies.base import Policy
 from musicrl.prompts import FREEFORM, SHIPPED, load_prompts
 from musicrl.rewards.mix import RewardConfig, RewardMix, make_mix, refuse_tokens
@@ -64,6 +71,8 @@ class EvaluateConfig:
     prompt_file: Path | None = None
     """Prompts to take instead of the world's: a .parquet, .csv or .txt file, or `freeform`, 101
     prompts of this project for models of more than a tiny world."""
+    best_of: tuple[int, ...] = ()
+    """Numbers of clips of each prompt of which the base's best by reward is a row of its own."""
     prompts_per_chunk: int = 16
     """Prompts sampled together; the figures do not depend on it."""
     seed: int = 0
@@ -80,6 +89,10 @@ class EvaluateConfig:
             raise ValueError(f"prompts_per_chunk must be 1 or more, got {self.prompts_per_chunk}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        if any(n < 2 for n in self.best_of) or len(set(self.best_of)) < len(self.best_of):
+            raise ValueError(
+                f"best_of must be different numbers from 2 on, got {list(self.best_of)}"
+            )
         if self.audio:
             refuse_tokens(self.reward)
 
@@ -110,6 +123,8 @@ def run_evaluation(
     console.print(result_table(results))
     if others:
         console.print(difference_table({k: differences(base, v) for k, v in others.items()}))
+    if len(frontier(results)) > 1:
+        console.print(frontier_table(results))
     rows = {name: {**row.distances, **row.diversity} for name, row in evaluation.sets.items()}
     console.print(set_table(rows))
     to = evaluation.reference
@@ -137,6 +152,16 @@ def evaluate_rows(config: EvaluateConfig, *, real: Clips | None = None) -> Evalu
         name: evaluate_policy(world, prompts, mix, ears, base=base.policy, config=config)
         for name, world in {BASE: base, **worlds}.items()
     }
+    for n in config.best_of:
+        rows[f"{BASE}, best of {n}"] = evaluate_best_of(
+            RolloutWorker(base, config.sampling),
+            prompts,
+            mix,
+            ears,
+            n=n,
+            seed=config.seed,
+            clips_per_chunk=config.prompts_per_chunk,
+        )
     for folder in config.audio:
         rows[str(folder)] = evaluate_audio(folder, prompts, mix, ears, base, config=config)
     sets = {name: clips for name, (_, clips) in rows.items()}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from musicrl.evaluation.figures import Figure, figure
-from musicrl.evaluation.heldout import EvaluationResult
+from musicrl.evaluation.heldout import REWARD, EvaluationResult
 
 
 def result_table(results: Mapping[str, EvaluationResult]) -> Table:
@@ -32,6 +32,25 @@ def difference_table(changes: Mapping[str, Mapping[str, Figure]]) -> Table:
     for name in names:
         cells = (signed(row[name]) if name in row else "-" for row in changes.values())
         table.add_row(name, *cells)
+    return table
+
+
+def frontier(results: Mapping[str, EvaluationResult]) -> list[tuple[str, float, Figure]]:
+    """Name, divergence from the base in nats a clip, and reward of every row that has both, from
+    the nearest to the farthest."""
+    rows = [
+        (name, figure(result.kl["total"]).mean, result.figures[REWARD])
+        for name, result in results.items()
+        if result.kl
+    ]
+    return sorted(rows, key=lambda row: row[1])
+
+
+def frontier_table(results: Mapping[str, EvaluationResult]) -> Table:
+    """Reward against divergence; that of a best of n is its upper bound."""
+    table = Table("reward against divergence", "KL to base, nats a clip", "reward")
+    for name, divergence, reward in frontier(results):
+        table.add_row(name, f"{divergence:.2f}", str(reward))
     return table
 
 
