@@ -38,7 +38,7 @@ from musicrl.update_config import UpdateConfig
 
 VOCAB, STEPS, TEXT_SIZE = 32, 14, 9
 PROMPTS = [[5, 9, 3, 17, 1], [8, 1], [30, 31, 32, 33, 34, 35, 36, 1]]
-SHAPES = [(2, 24), (4, 32)]
+SHAPES = [(2, 24), (4, 32), (8, 24)]
 """Codebooks, and width of the text encoder; the decoder's is 32."""
 
 
@@ -77,7 +77,7 @@ def _model(num_codebooks: int, text_width: int) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=SHAPES, ids=["K2-projected", "K4-plain"])
+@pytest.fixture(scope="module", params=SHAPES, ids=["K2-projected", "K4-plain", "K8-projected"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """transformers' model, and ours from its folder."""
     folder = tmp_path_factory.mktemp("musicgen")
@@ -116,9 +116,10 @@ def _their_tokens(model: Any, guidance: float) -> Tensor:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_greedy_tokens_equal_generates(pair: Any, guidance: float) -> None:
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=pytest.mark.compiler)])
+def test_greedy_tokens_equal_generates(pair: Any, backend: Any, guidance: float) -> None:
     theirs, ours = pair
-    sampling = SamplingConfig(top_k=1, guidance=guidance)
+    sampling = SamplingConfig(top_k=1, guidance=guidance, backend=backend)
     conditions = pad(PROMPTS, TEXT_SIZE)
     samples = Engine(ours.policy, sampling).generate(
         conditions, samples_per_prompt=1, seeds=np.arange(len(PROMPTS), dtype=np.uint64)
@@ -224,6 +225,41 @@ def test_what_is_not_served_is_refused(
     with pytest.raises(ValueError, match=sentence) as caught:
         MusicGen.load(str(folder))
     assert str(folder) in str(caught.value)
+
+
+def _in_shards(folder: Path) -> list[Path]:
+    """The checkpoint of `folder` in several files; their paths."""
+    (folder / "model.safetensors").unlink()
+    _model(2, 24).save_pretrained(folder, max_shard_size="40KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    return shards
+
+
+def test_a_checkpoint_in_shards_is_the_same_policy(folder: Path) -> None:
+    whole = MusicGen.load(str(folder)).policy
+    _in_shards(folder)
+    found = MusicGen.load(str(folder)).policy
+    assert found.text is not None
+    assert whole.text is not None
+    for one, other in ((found, whole), (found.text.frozen.network, whole.text.frozen.network)):
+        theirs = other.state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def test_a_damaged_shard_is_named(folder: Path) -> None:
+    shards = _in_shards(folder)
+    tensors = load_file(shards[1])
+    lost = min(tensors)
+    save_file({k: v for k, v in tensors.items() if k != lost}, shards[1])
+    with pytest.raises(ValueError, match=f"{shards[1].name} lacks the tensor '{lost}'"):
+        MusicGen.load(str(folder))
+    shards[1].write_bytes(shards[1].read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{shards[1].name} is not a readable safetensors file"):
+        MusicGen.load(str(folder))
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=shards[1].name):
+        MusicGen.load(str(folder))
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
