@@ -96,6 +96,12 @@ def _fit_reward(args: Sequence[str]) -> None:
     fit_reward(args)
 
 
+def _export(args: Sequence[str]) -> None:
+    from cluster.commands.export import export
+
+    export(args)
+
+
 def _config(args: Sequence[str]) -> None:
     from cluster.commands.train import print_config
 
@@ -116,6 +122,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "collect": (_collect, "serve the page on which people compare clips: [--field value]"),
         "prefs": (_prefs, "preferences: export, validate, merge, split, pool or simulate"),
         "fit-reward": (_fit_reward, "learn a preference model: file.parquet ... [--field value]"),
+        "export": (_export, "write a finetuned MusicGen for transformers: path:DIR --policy FILE"),
         "bench": (_bench, "measure speed: lag, sampler or iteration [file.yaml] [--field value]"),
         "config": (_config, "print the resolved configuration as YAML"),
     }

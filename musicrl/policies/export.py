@@ -27,13 +27,18 @@ DTYPES = ("dtype", "torch_dtype")
 
 
 def export(
-    model: MusicGen, folder: Path, *, base: str, summary: Mapping[str, Any] | None = None
+    model: MusicGen,
+    folder: Path,
+    *,
+    base: str,
+    summary: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the model to `folder`, whole or not at all; the folder.
 
-    `base` is the reference that the model was loaded by, and `summary` what a run left in its
-    summary.json (none: nothing was trained). Weights are float32. Raises ValueError when the folder
-    is there already.
+    `base` is the reference that the model was loaded by; `summary` is what a run left in its
+    summary.json (none: no run is recorded), `settings` its resolved configuration. Weights are
+    float32. Raises ValueError when the folder is there already.
     """
     if folder.exists():
         raise ValueError(f"{folder} is there already: choose another folder")
@@ -44,7 +49,9 @@ def export(
         values = _in_float32(read_json(model.folder / "config.json"))
         (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         save_file(tensors_of(model), partial / WEIGHTS, metadata={"format": "pt"})
-        (partial / CARD).write_text(model_card(model, base=base, summary=summary))
+        (partial / CARD).write_text(
+            model_card(model, base=base, summary=summary, settings=settings)
+        )
         partial.rename(folder)
     return folder
 
@@ -61,7 +68,13 @@ def tensors_of(model: MusicGen) -> dict[str, Tensor]:
     return {name: learned.get(name, old).contiguous().clone() for name, old in tensors.items()}
 
 
-def model_card(model: MusicGen, *, base: str, summary: Mapping[str, Any] | None) -> str:
+def model_card(
+    model: MusicGen,
+    *,
+    base: str,
+    summary: Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | None = None,
+) -> str:
     """Front matter and text in the Hub's form."""
     front = {"license": model.licence, "library_name": "transformers", "tags": ["musicrl", "music"]}
     told = (
@@ -72,7 +85,22 @@ def model_card(model: MusicGen, *, base: str, summary: Mapping[str, Any] | None)
     title = "# MusicGen finetuned by reinforcement learning"
     training = _training(summary) if summary else ["No run is recorded."]
     head = f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
-    return "\n\n".join([head, title, told, *training]) + "\n"
+    return "\n\n".join([head, title, told, *_settings(settings or {}), *training]) + "\n"
+
+
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    """Rewards, data and the weight of the divergence; of a world its folder's name alone."""
+    if not settings:
+        return []
+    weights, world = settings["reward"]["weights"], settings["model"]["weights"]
+    rewards = ", ".join(f"{name} ({weight:g})" for name, weight in weights.items())
+    data = "the shipped tiny world" if world is None else f"the world `{Path(world).name}`"
+    lines = (
+        f"- Rewards and their weights: {rewards}",
+        f"- Data: training prompts of {data}",
+        f"- Weight of the KL to the base: {settings['algorithm']['alpha']:g}",
+    )
+    return ["\n".join(lines)]
 
 
 def _training(summary: Mapping[str, Any]) -> list[str]:

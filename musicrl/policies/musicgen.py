@@ -15,13 +15,14 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
-from musicrl.checkpoint import load_into
+from musicrl.checkpoint import load_into, load_tensors, save_tensors
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.policies.folder import licence, locate, read_json, read_tensors
 from musicrl.policies.huggingface import from_musicgen
 from musicrl.policies.text import TextStates, pad
 
+KIND = "MusicGen policy"
 LOG = logging.getLogger(__name__)
 EXTRA = "MusicGen needs the extra: pip install 'musicrl[musicgen]'"
 TEXT = "text_encoder."
@@ -63,6 +64,19 @@ class MusicGen:
         LOG.warning("weights of %s: licence %s", reference, found)
         policy = _policy(read_tensors(folder), values, config, folder)
         return cls(policy=policy, folder=folder, licence=found)
+
+    def save_policy(self, path: Path) -> None:
+        """Write what learns, whole or not at all: the decoder and the projection of text states."""
+        tensors = self.policy.state_dict()
+        save_tensors(path, tensors, kind=KIND, config=self.policy.config_dict)
+
+    def load_policy(self, path: Path) -> None:
+        """Take what `save_policy` wrote of a checkpoint of this shape.
+
+        Raises FileNotFoundError, or ValueError naming the file and what does not fit.
+        """
+        tensors, _ = load_tensors(path, kind=KIND)
+        load_into(self.policy, tensors, origin=path)
 
     def conditioner(self, texts: Sequence[str]) -> Tensor:
         """Conditions int64 [P, C] of texts, by the folder's tokeniser; longer ones are cut."""

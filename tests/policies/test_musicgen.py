@@ -24,8 +24,10 @@ from transformers import (
     T5Config,
 )
 
+from cluster.cli import main
 from musicrl.algorithms import make_algorithm
 from musicrl.algorithms.config import AlgorithmConfig
+from musicrl.config import dump_yaml, load_config
 from musicrl.policies.export import export, model_card
 from musicrl.policies.folder import locate
 from musicrl.policies.musicgen import MusicGen
@@ -343,6 +345,71 @@ def test_the_card_says_what_was_done(folder: Path) -> None:
     assert "`hub:a/b`" in text
     assert "Updates: 7, seed 3, KL 1.50 nats a clip." in text
     assert "| reward | 0.500 | 0.750 |" in text
+
+
+def _finetuned(folder: Path, file: Path) -> MusicGen:
+    """The checkpoint with every weight that learns moved, and saved as `file`."""
+    model = MusicGen.load(str(folder), num_steps=STEPS, text_size=TEXT_SIZE)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.policy.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    model.save_policy(file)
+    return model
+
+
+def _run_folder(folder: Path) -> Path:
+    folder.mkdir()
+    settings = load_config("tiny", ["--reward.weights", "{text: 1.0, quality: 0.5}"])
+    (folder / "config.yaml").write_text(dump_yaml(settings))
+    summary = {"iterations": 7, "seed": 3, "last_step": {"kl/sequence": 1.5}, "evaluation": None}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_the_verb_exports_what_was_learned(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path_factory.mktemp("export")
+    file, out = place / "learned.safetensors", place / "finetuned"
+    model = _finetuned(folder, file)
+    run = _run_folder(place / "run")
+    options = ["--policy", str(file), "--out", str(out), "--run", str(run)]
+    assert main(["export", f"path:{folder}", *options]) == 0
+    assert capsys.readouterr().out == f"{out}: licence unknown\n"
+    theirs = MusicgenForConditionalGeneration.from_pretrained(out).eval()
+    np.testing.assert_array_equal(_ours(model.policy, 3.0), _their_tokens(theirs, 3.0).numpy())
+    card = (out / "README.md").read_text()
+    assert "- Rewards and their weights: text (1), quality (0.5)\n" in card
+    assert "- Data: training prompts of the shipped tiny world\n" in card
+    assert "- Weight of the KL to the base: 0.001\n" in card
+    assert "Updates: 7, seed 3, KL 1.50 nats a clip." in card
+    assert {path.name for path in place.iterdir()} == {file.name, "finetuned", "run"}
+
+
+def test_what_the_verb_cannot_export_leaves_no_folder(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path_factory.mktemp("export")
+    file, run, other = place / "learned.safetensors", _run_folder(place / "run"), place / "other"
+    _finetuned(folder, file)
+    _model(4, 24).save_pretrained(other)
+    (run / "summary.json").write_text("{}")
+    options = ["--policy", str(file), "--out", str(place / "out")]
+    lacking = f"{run / 'summary.json'} lacks 'iterations': it is no summary of a run"
+    misshapen = f"{file}: tensor 'head' has shape (2, 32, 32), expected (4, 32, 32)"
+    wanted = {
+        ("export", str(folder)): "export needs a base and --policy, as in: musicrl export "
+        "path:musicgen-small --policy learned.safetensors",
+        ("export", str(folder), *options, "--run", str(run)): lacking,
+        ("export", str(other), *options): misshapen,
+        ("export", str(folder), "--policy", "no.safetensors"): "no MusicGen policy weights at "
+        "no.safetensors",
+    }
+    for args, sentence in wanted.items():
+        assert main(args) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == f"musicrl: {sentence}"
+    assert not (place / "out").exists()
 
 
 def test_reinforcement_raises_a_reward(folder: Path) -> None:

@@ -1,0 +1,62 @@
+"""`musicrl export`: a finetuned MusicGen as a folder that transformers loads.
+
+It puts together a base, what was learned and what a run recorded; the folder and its card are
+`musicrl/policies/export.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.commands.flags import print_help, read_settings, split_words, wants_help
+from musicrl.config import load_config
+from musicrl.policies.export import export as write
+from musicrl.policies.folder import read_json
+from musicrl.policies.musicgen import MusicGen
+from musicrl.settings import to_tree
+
+EXAMPLE = "musicrl export path:musicgen-small --policy learned.safetensors"
+TOLD = ("iterations", "seed", "last_step", "evaluation")
+"""What the card needs of a summary.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a finetuned MusicGen in the Hub's form: first its base (path:DIR or hub:ID)."""
+
+    policy: Path | None = None
+    """File that `MusicGen.save_policy` wrote."""
+    out: Path = Path("exported")
+    """Folder to write; there must be none yet."""
+    run: Path | None = None
+    """Folder of the run that trained the policy: its summary.json and config.yaml go into the model
+    card (none: the card says that no run is recorded)."""
+    downloads: bool = False
+    """Fetch a base of the Hub that is not in the local cache."""
+
+
+def export(args: Sequence[str]) -> None:
+    """Write the folder and say where it is."""
+    if wants_help(args):
+        return print_help(ExportConfig(), verb="export path:DIR")
+    words, flags = split_words(args)
+    config = read_settings(ExportConfig, flags)
+    if len(words) != 1 or config.policy is None:
+        raise ValueError(f"export needs a base and --policy, as in: {EXAMPLE}")
+    summary, settings = (None, None) if config.run is None else _read_run(config.run)
+    model = MusicGen.load(words[0], downloads=config.downloads)
+    model.load_policy(config.policy)
+    folder = write(model, config.out, base=words[0], summary=summary, settings=settings)
+    print(f"{folder}: licence {model.licence}")
+
+
+def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = folder / "summary.json"
+    summary = read_json(path)
+    for name in TOLD:
+        if name not in summary:
+            raise ValueError(f"{path} lacks {name!r}: it is no summary of a run")
+    return summary, to_tree(load_config(folder / "config.yaml"))
