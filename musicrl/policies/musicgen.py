@@ -60,6 +60,8 @@ class MusicGen:
             config = read_config(values, num_steps=num_steps, text_size=text_size)
         except ValueError as fault:
             raise ValueError(f"{folder / 'config.json'}: {fault}") from fault
+        except KeyError as fault:
+            raise ValueError(f"{folder / 'config.json'} lacks the setting {fault}") from fault
         found = licence(folder)
         LOG.warning("weights of %s: licence %s", reference, found)
         policy = _policy(read_tensors(folder), values, config, folder)

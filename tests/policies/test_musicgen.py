@@ -229,6 +229,16 @@ def test_what_is_not_served_is_refused(
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize(("part", "name"), [("decoder", "ffn_dim"), ("text_encoder", "vocab_size")])
+def test_a_missing_setting_is_named(folder: Path, part: str, name: str) -> None:
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    del values[part][name]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"config\.json lacks the setting '{name}'"):
+        MusicGen.load(str(folder))
+
+
 def _in_shards(folder: Path) -> list[Path]:
     """The checkpoint of `folder` in several files; their paths."""
     (folder / "model.safetensors").unlink()
