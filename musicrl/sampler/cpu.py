@@ -14,14 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from musicrl.sampler.cache import PagedKV, Rows, Span
+from musicrl.sampler.chains import block_of, exact_product
 from musicrl.sampler.ops import EPS
-from musicrl.sampler.panels import halves, panels
+from musicrl.sampler.panels import columns, halves, panels
 from musicrl.sampler.reference import FEWEST_ROWS, attend_varlen, padded, product
 from musicrl.sampler.sampling import Drawn, Precision, SamplingConfig
 from musicrl.sampler.summation import Packed, pack, parts_of, product_in_parts
 
 FEW_ROWS = 16
 """Up to so many rows, products in bfloat16 are C: reading the weights is what takes the time."""
+FEW_EXACT_ROWS = 32
+"""Up to so many rows, products in float32 are C where it gives the bits of torch."""
 KEEP, ADD, SWIGLU = range(3)
 """What `products.c` does with its sums."""
 
@@ -38,6 +41,7 @@ class CpuOps:
         self._num_rows = max(num_rows, FEWEST_ROWS)
         self.kv_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._in_panels = precision == "bfloat16" and num_rows <= FEW_ROWS
+        self._are_few = num_rows <= FEW_EXACT_ROWS
         self._threads = torch.get_num_threads()
         self._packed: dict[tuple[int, torch.Size, torch.dtype], Packed] = {}
         self._panels: dict[tuple[int, torch.Size, Callable[..., Tensor]], Tensor] = {}
@@ -167,6 +171,10 @@ class CpuOps:
     ) -> Tensor:
         """x by the packed weight, in `dtype`, then GELU if asked. In float32 the sums are the
         learner's; torch's own product without oneDNN, and where its order is not known."""
+        block = self._block(weight) if dtype == torch.float32 and self._are_few else None
+        if block is not None:
+            y = self._exact(x, weight, block)
+            return F.gelu(y) if after == "gelu" else y
         x = x.to(dtype)
         parts = self._parts(weight.shape[1])
         if parts is None or not torch.backends.mkldnn.is_available():
@@ -178,6 +186,21 @@ class CpuOps:
         if self.kv_dtype == torch.float32 and len(x) < FEWEST_ROWS:
             return product_in_parts(padded(x), self._packed[key], parts, after)[: len(x)]
         return product_in_parts(x, self._packed[key], parts, after)
+
+    def _block(self, weight: Tensor) -> int | None:
+        """Inputs of a chain of sums, None where C does not give the bits of torch. Where products
+        are bfloat16 no bits are to be kept."""
+        outputs, inputs = weight.shape
+        if self.kv_dtype == torch.bfloat16:
+            return inputs
+        return block_of(self._library, inputs, outputs, self._threads)
+
+    def _exact(self, x: Tensor, weight: Tensor, block: int) -> Tensor:
+        key = weight.data_ptr(), weight.shape, columns
+        if key not in self._panels:
+            self._panels[key] = columns(weight.detach(), self._library.product_lanes())
+        packed = self._panels[key]
+        return exact_product(self._library, x, packed, len(weight), block, self._threads)
 
     def _parts(self, inputs: int) -> tuple[int, ...] | None:
         return parts_of(inputs) if self.kv_dtype == torch.float32 else (inputs,)

@@ -35,6 +35,7 @@ SIGNATURES = {
     "attend": [*[_pointer] * 8, *[_int] * 9],
     "rms_norm": [_pointer, _pointer, _float, *[_int] * 2, _pointer, _int],
     "product": [*[_pointer] * 4, *[_int] * 5],
+    "exact_product": [*[_pointer] * 3, *[_int] * 5],
     "product_lanes": [],
     "swiglu": [*[_pointer] * 2, *[_int] * 3],
     "draw": [_pointer, _pointer, _float, *[_int] * 3, *[_pointer] * 4, _int],

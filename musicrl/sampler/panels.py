@@ -14,6 +14,13 @@ def panels(weight: Tensor, lanes: int) -> Tensor:
     return whole.view(-1, 2, lanes, inputs).permute(0, 3, 2, 1).contiguous()
 
 
+def columns(weight: Tensor, lanes: int) -> Tensor:
+    """The weight [O, I] as panels [P, I, 2 * lanes] of neighbouring outputs."""
+    outputs, inputs = weight.shape
+    whole = F.pad(weight, (0, 0, 0, -outputs % (2 * lanes)))
+    return whole.view(-1, 2 * lanes, inputs).transpose(1, 2).contiguous()
+
+
 def halves(weight: Tensor, lanes: int) -> Tensor:
     """The weight [2 F, I] as panels [P, I, lanes, 2]: a word holds output j of either half."""
     _, inputs = weight.shape

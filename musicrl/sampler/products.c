@@ -1,13 +1,15 @@
-/* Products of few rows by weights in bfloat16, which read every weight once and do nothing else.
+/* Products of few rows, which read every weight once and do nothing else.
  *
  * Numbers are GNU C's vectors, as long as the machine's own; which instructions they become is the
- * compiler's affair. Weights lie in panels of 2 * LANES outputs (cpu.py packs them):
+ * compiler's affair. Weights lie in panels of 2 * LANES outputs (panels.py packs them):
  *
- *   panels [outputs / (2 LANES), inputs, LANES] words, each of two outputs' bfloat16 weights
+ *   bfloat16  [outputs / (2 LANES), inputs, LANES] words, each of two outputs' weights
+ *   float32   [outputs / (2 LANES), inputs, 2 LANES]
  *
  * Sums are float32, over the inputs in order, so that a row's results do not depend on the others.
  */
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -113,6 +115,45 @@ INLINED void tile(const product_t *at, int first, int panel, int rows)
     }
 }
 
+/* The same by float32 weights: chains of `block` inputs, each from zero, added one after the other. */
+INLINED void exact_tile(const product_t *at, int first, int panel, int rows, int block)
+{
+    const int inputs = at->inputs, start = panel * 2 * LANES;
+    const float *x = at->x + (size_t)first * inputs;
+    const float *weights = (const float *)at->panels + (size_t)start * inputs;
+    reals low[TILE], high[TILE];
+    for (int begin = 0; begin < inputs; begin += block) {
+        const int end = begin + block < inputs ? begin + block : inputs;
+        reals one[TILE], other[TILE];
+        for (int r = 0; r < rows; r++)
+            one[r] = other[r] = (reals){0};
+        for (int i = begin; i < end; i++) {
+            const float *pair = weights + (size_t)i * 2 * LANES;
+            reals left, right;
+            __builtin_prefetch((const char *)pair + AHEAD);
+            __builtin_prefetch((const char *)(pair + LANES) + AHEAD);
+            memcpy(&left, pair, sizeof left);
+            memcpy(&right, pair + LANES, sizeof right);
+            for (int r = 0; r < rows; r++) {
+                float factor = x[(size_t)r * inputs + i];
+                one[r] += factor * left;
+                other[r] += factor * right;
+            }
+        }
+        for (int r = 0; r < rows; r++) {
+            low[r] = begin ? low[r] + one[r] : one[r];
+            high[r] = begin ? high[r] + other[r] : other[r];
+        }
+    }
+    const int left = at->outputs - start, both = left < 2 * LANES ? left : 2 * LANES;
+    for (int r = 0; r < rows; r++) {
+        size_t place = (size_t)(first + r) * at->outputs + start;
+        store(at, low[r], place, both < LANES ? both : LANES);
+        if (both > LANES)
+            store(at, high[r], place + LANES, both - LANES);
+    }
+}
+
 /* x [rows, inputs] by weights to out [rows, outputs]; `residual` of the same shape is added with
  * ADD. With SWIGLU a panel holds LANES outputs of either half, and `outputs` counts a half. */
 void product(const float *x, const uint32_t *panels, const float *residual, float *out, int rows,
@@ -131,6 +172,25 @@ void product(const float *x, const uint32_t *panels, const float *residual, floa
             tile(&at, b, panel, 2);
         if (b < rows)
             tile(&at, b, panel, 1);
+    }
+}
+
+/* x [rows, inputs] by float32 weights to out [rows, outputs]: the sums of libraries that add in
+ * blocks of `block` inputs, and the same bits. */
+void exact_product(const float *x, const float *panels, float *out, int rows, int inputs,
+                   int outputs, int block, int threads)
+{
+    const product_t at = {x, (const uint32_t *)panels, NULL, out, inputs, outputs, KEEP};
+    const int count = (outputs + 2 * LANES - 1) / (2 * LANES);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int panel = 0; panel < count; panel++) {
+        int b = 0;
+        for (; b + TILE <= rows; b += TILE)
+            exact_tile(&at, b, panel, TILE, block);
+        for (; b + 2 <= rows; b += 2)
+            exact_tile(&at, b, panel, 2, block);
+        if (b < rows)
+            exact_tile(&at, b, panel, 1, block);
     }
 }
 
