@@ -19,7 +19,7 @@ from musicrl.device import role_device
 from musicrl.evaluation.heldout import EvaluationChunk
 from musicrl.rollout import Chunk, RolloutWorker, rollout_bytes
 from musicrl.types import Clips, Rollouts, Weights
-from musicrl.world import World
+from musicrl.worlds import load_world
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class SamplerActor:
     def __init__(self, config: TrainConfig) -> None:
         torch.set_num_threads(config.cluster.sampler_threads)
         self.config = config
-        world = World.load(config.model.weights, config.model.policy)
+        world = load_world(config.model.weights, config.model.policy)
         device = role_device(config.cluster.sampler_gpus)
         self.worker = RolloutWorker(world, config.rollout.sampling, device=device)
         self.version: int | None = None

@@ -12,11 +12,10 @@ import torch
 
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import ChunkScores, EvaluationChunk
-from musicrl.evaluation.judges import load_judges
 from musicrl.rollout import Chunk
 from musicrl.scorer import Scorer
 from musicrl.types import Clips, RewardBatch
-from musicrl.world import World
+from musicrl.worlds import judges_of_world, load_world
 
 
 class ScorerActor:
@@ -25,8 +24,8 @@ class ScorerActor:
     def __init__(self, config: TrainConfig) -> None:
         torch.set_num_threads(config.cluster.scorer_threads)
         self.samples_per_prompt = config.rollout.samples_per_prompt
-        world = World.load(config.model.weights, config.model.policy)
-        self.scorer = Scorer(world, config.reward, load_judges(config.model.weights))
+        world = load_world(config.model.weights, config.model.policy)
+        self.scorer = Scorer(world, config.reward, judges_of_world(config.model.weights))
 
     def ping(self) -> int:
         """The process id: the actor is up."""

@@ -16,13 +16,12 @@ from cluster.fleet import Fleet, check_resources
 from cluster.heldout import Heldout
 from cluster.supervise import Pending
 from musicrl.config import TrainConfig
-from musicrl.evaluation.judges import load_judges
 from musicrl.journal import Hearing, Journal
 from musicrl.rewards.mix import make_mix
 from musicrl.run import Run, heldout_chunks, training_prompts
 from musicrl.stop import StopRequest
 from musicrl.types import Prompt
-from musicrl.world import World
+from musicrl.worlds import judges_of_world, load_world
 
 
 def run_training(config: TrainConfig) -> dict[str, Any]:
@@ -108,9 +107,9 @@ def preflight(config: TrainConfig) -> tuple[tuple[Prompt, ...], tuple[str, ...]]
     if config.cluster.scorer_gpus:
         gpus = config.cluster.scorer_gpus
         raise ValueError(f"cluster.scorer_gpus {gpus:g}: rewards run on the CPU")
-    world = World.load(config.model.weights, config.model.policy)
+    world = load_world(config.model.weights, config.model.policy)
     world.steps_of(config.rollout.clip_seconds)
     make_mix(config.reward, world)
-    load_judges(config.model.weights)
+    judges_of_world(config.model.weights)
     heldout_chunks(config)
     return training_prompts(config), world.layout.stream_names

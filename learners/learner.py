@@ -26,7 +26,7 @@ from musicrl.learner import Learner, StepReport
 from musicrl.ranks import find_store, join_group, open_store
 from musicrl.run import Run
 from musicrl.types import Experience, RewardBatch, Rollouts, Weights
-from musicrl.world import World
+from musicrl.worlds import load_world
 
 Pair = tuple["ObjectRef[Rollouts]", "ObjectRef[RewardBatch]"]
 
@@ -37,7 +37,7 @@ class LearnerActor:
     def __init__(self, config: TrainConfig) -> None:
         torch.set_num_threads(config.cluster.learner_threads)
         self.config = config
-        world = World.load(config.model.weights, config.model.policy)
+        world = load_world(config.model.weights, config.model.policy)
         device = role_device(config.cluster.learner_gpus)
         self.learner = Learner(world, config, device=device)
         self.followers: Sequence[Any] = ()

@@ -19,12 +19,12 @@ from musicrl.algorithms import make_algorithm
 from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import Divergence, EvaluationChunk, divergence
+from musicrl.playable import PlayableWorld
 from musicrl.ranks import Ranks
 from musicrl.rewards.mix import failures
 from musicrl.run import POLICY, Run, read_state
 from musicrl.types import Experience, Rollouts, Weights
 from musicrl.update import PolicyUpdate
-from musicrl.world import World
 
 LEARNER = "learner.safetensors"
 
@@ -47,12 +47,13 @@ class Learner:
     """A policy that trains. Its version is the number of training steps that it has done."""
 
     def __init__(
-        self, world: World, config: TrainConfig, *, device: torch.device | None = None
+        self, world: PlayableWorld, config: TrainConfig, *, device: torch.device | None = None
     ) -> None:
         """Everything is on `device` (none: the CPU)."""
         torch.manual_seed(config.seed)
         self.device = device or torch.device("cpu")
         self.base = world.policy.to(self.device)
+        self._save_policy = world.save_policy
         self.sampling = config.rollout.sampling
         self.policy = copy.deepcopy(world.policy)
         self.update = PolicyUpdate(
@@ -114,7 +115,7 @@ class Learner:
         tensors, numbers = self.update.state_dict()
 
         def write(folder: Path) -> None:
-            self.policy.save(folder / POLICY)
+            self._save_policy(self.policy, folder / POLICY)
             save_tensors(folder / LEARNER, tensors, kind="learner", config={})
 
         return run.save_checkpoint(self.version, {"learner": numbers}, write)

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from musicrl.evaluation.heldout import EVALUATION_STEP
+from musicrl.playable import PlayableWorld
 from musicrl.policies.flat import apply
 from musicrl.sampler.engine import Engine
 from musicrl.sampler.randomness import sample_seed
 from musicrl.sampler.sampling import SamplingConfig
 from musicrl.types import Clips, Prompt, Rollouts, Weights
-from musicrl.world import World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class RolloutWorker:
     """A world whose policy samples. `seconds` are the phases of the latest chunk."""
 
     def __init__(
-        self, world: World, sampling: SamplingConfig, *, device: torch.device | None = None
+        self, world: PlayableWorld, sampling: SamplingConfig, *, device: torch.device | None = None
     ) -> None:
         """Policy, codec and fine stage move to `device` (none: the CPU)."""
         self.world = world

@@ -10,16 +10,18 @@ import time
 from collections.abc import Sequence
 
 from musicrl.evaluation.heldout import ChunkScores, EvaluationChunk, score_chunk
+from musicrl.playable import PlayableWorld
 from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import RewardConfig, make_mix
 from musicrl.types import Clips, Prompt, RewardBatch
-from musicrl.world import World
 
 
 class Scorer:
     """The mix of rewards and the judges of a world. `seconds` is the time of the latest call."""
 
-    def __init__(self, world: World, config: RewardConfig, judges: Sequence[Reward] = ()) -> None:
+    def __init__(
+        self, world: PlayableWorld, config: RewardConfig, judges: Sequence[Reward] = ()
+    ) -> None:
         self.mix = make_mix(config, world)
         self.judges = tuple(judges)
         self.seconds = 0.0

@@ -19,9 +19,9 @@ import torch
 from musicrl.config import TrainConfig
 from musicrl.device import role_device
 from musicrl.evaluation.heldout import EvaluationChunk, merge
-from musicrl.evaluation.judges import load_judges
 from musicrl.journal import Hearing, Iteration, Journal, add_up, first_clips
 from musicrl.learner import Learner
+from musicrl.playable import PlayableWorld
 from musicrl.prompts import draw
 from musicrl.rollout import Chunk, RolloutWorker, chunks_of
 from musicrl.run import (
@@ -35,7 +35,7 @@ from musicrl.run import (
 from musicrl.scorer import Scorer
 from musicrl.stop import StopRequest
 from musicrl.types import Clips, Experience, Rollouts
-from musicrl.world import World
+from musicrl.worlds import judges_of_world, load_world
 
 
 def solo(config: TrainConfig) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Solo:
         )
         self.learner = Learner(world, config, device=learner)
         self.sampler = RolloutWorker(sampling_world, config.rollout.sampling, device=sampler)
-        self.scorer = Scorer(world, config.reward, load_judges(config.model.weights))
+        self.scorer = Scorer(world, config.reward, judges_of_world(config.model.weights))
 
     def resume(self, run: Run) -> None:
         self.learner.restore(run.newest_checkpoint())
@@ -175,10 +175,10 @@ class Solo:
             )
 
 
-def load_worlds(config: TrainConfig) -> tuple[World, World]:
+def load_worlds(config: TrainConfig) -> tuple[PlayableWorld, PlayableWorld]:
     """The world twice, as the learner's process and the samplers' have one each."""
     model = config.model
-    return World.load(model.weights, model.policy), World.load(model.weights, model.policy)
+    return load_world(model.weights, model.policy), load_world(model.weights, model.policy)
 
 
 @contextmanager

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from musicrl.checkpoint import save_tensors
 from musicrl.codecs.base import Codec
 from musicrl.codecs.fine import FINE_FILE, FineShape, FineStage, SoundStorm
 from musicrl.codecs.table import load_codec
 from musicrl.embedders.mulan import MuLan
 from musicrl.layout import Layout
-from musicrl.policies.musiclm import MusicLM
+from musicrl.policies.musiclm import KIND, MusicLM
 
 SHIPPED = Path(__file__).parent / "data" / "tiny"
 DECODE_CLIPS = 16
@@ -148,6 +149,11 @@ class World:
             return codes
         semantic = self.policy.config.layout.to_semantic(tokens).astype(np.int64)
         return self.fine.fill(torch.from_numpy(semantic).to(device), codes)
+
+    def save_policy(self, policy: nn.Module, path: Path) -> None:
+        """Write a policy of this world's shape, whole or not at all: a file that `load` reads."""
+        tensors = policy.state_dict()
+        save_tensors(path, tensors, kind=KIND, config=self.policy.config_dict)
 
     def move_players(self, device: torch.device) -> None:
         """Bring to `device` all that samples and decodes; the embedder stays where it is."""

@@ -12,7 +12,7 @@ from musicrl.journal import slug
 from musicrl.rollout import RolloutWorker
 from musicrl.sampler.sampling import SamplingConfig
 from musicrl.types import Prompt
-from musicrl.world import World
+from musicrl.worlds import load_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def sample(args: Sequence[str]) -> None:
     config = read_settings(SampleConfig, flags)
     if not texts or not all(text.strip() for text in texts):
         raise ValueError('sample needs a text, as in: musicrl sample "a slow fiddle tune"')
-    worker = RolloutWorker(World.load(config.weights, config.policy), config.sampling)
+    worker = RolloutWorker(load_world(config.weights, config.policy), config.sampling)
     for index, text in enumerate(texts):
         for path in sample_text(worker, config, index, text):
             print(path)

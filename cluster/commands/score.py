@@ -9,10 +9,9 @@ from pathlib import Path
 
 from cluster.commands.flags import print_help, read_settings, split_words, wants_help
 from musicrl.audio import read_wav
-from musicrl.evaluation.judges import load_judges
 from musicrl.rewards.mix import RewardConfig, make_mix, refuse_tokens
 from musicrl.types import Clips, Prompt
-from musicrl.world import World
+from musicrl.worlds import judges_of_world, load_world
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +33,9 @@ def score(args: Sequence[str]) -> None:
         raise ValueError('score needs a text and files: musicrl score "a slow fiddle tune" a.wav')
     refuse_tokens(config.reward)
     text, files = words[0], [Path(word) for word in words[1:]]
-    world = World.load(config.weights)
+    world = load_world(config.weights)
     audio = [read_wav(file, sample_rate=world.sample_rate) for file in files]
-    judges, mix = load_judges(config.weights), make_mix(config.reward, world)
+    judges, mix = judges_of_world(config.weights), make_mix(config.reward, world)
     print("file", *mix.rewards, *(judge.name for judge in judges), sep="\t")
     prompt = [Prompt(id="text", text=text)]
     for file, samples in zip(files, audio, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.commands.flags import print_help, split_words, wants_help
 from musicrl.config import DEFAULT_PRESET, TrainConfig, derived_numbers, dump_yaml, load_config
-from musicrl.world import World
+from musicrl.worlds import load_world
 
 
 def train(args: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ def run_config(args: Sequence[str], *, verb: str) -> TrainConfig | None:
 def announce(config: TrainConfig) -> None:
     """Print what the settings amount to. Raises FileNotFoundError or ValueError when a model is
     missing or damaged."""
-    world = World.load(config.model.weights, config.model.policy)
+    world = load_world(config.model.weights, config.model.policy)
     policy = world.policy
     cells = world.steps_of(config.rollout.clip_seconds) * policy.layout.num_streams
     for name, number in derived_numbers(config, cells_per_sample=cells).items():

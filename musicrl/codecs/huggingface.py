@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from musicrl.checkpoint import load_into
+from musicrl.policies.folder import read_json, read_tensors
+
 EXTRA = "EnCodec and DAC need the extra: pip install 'musicrl[musicgen]'"
+AUDIO = "audio_encoder."
 CLASSES = {"encodec": "EncodecModel", "dac": "DacModel"}
 
 
@@ -44,6 +48,26 @@ class HuggingFaceCodec:
             return cls(model.float())
         except (OSError, ValueError) as fault:
             raise ValueError(f"{folder} holds no codec that can be read: {fault}") from fault
+
+    @classmethod
+    def from_musicgen(cls, folder: Path) -> HuggingFaceCodec:
+        """The codec inside a whole MusicGen checkpoint. Raises FileNotFoundError or ValueError
+        naming the folder, and without transformers."""
+        try:
+            from transformers import AutoModel, EncodecConfig
+        except ImportError as fault:
+            raise ValueError(EXTRA) from fault
+        values = read_json(folder / "config.json").get("audio_encoder")
+        if not isinstance(values, dict) or values.get("model_type") != "encodec":
+            raise ValueError(f"{folder / 'config.json'}: audio_encoder is no 'encodec'")
+        model = AutoModel.from_config(EncodecConfig.from_dict(values))
+        tensors = {
+            name.removeprefix(AUDIO): tensor
+            for name, tensor in read_tensors(folder).items()
+            if name.startswith(AUDIO)
+        }
+        load_into(model, tensors, origin=f"{folder}, {AUDIO.rstrip('.')}")
+        return cls(model)
 
     @property
     def sample_rate(self) -> int:

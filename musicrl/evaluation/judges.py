@@ -173,11 +173,13 @@ def judges_of(ears: Ears) -> tuple[Reward, ...]:
         TextAdherence(model, name="embedding"),
         TagJudge(scores, name="tagger", attributes=tuple(TAGS_OF)),
         *(TagJudge(scores, name=f"tagger-{name}", attributes=(name,)) for name in TAGS_OF),
-        OnsetTempo(),
-        PitchVariety(),
-        Sounding(),
-        Clipping(),
+        *unlearned_judges(),
     )
+
+
+def unlearned_judges() -> tuple[Reward, ...]:
+    """The judges that need no model."""
+    return OnsetTempo(), PitchVariety(), Sounding(), Clipping()
 
 
 def tag_log_odds(tagger: Tagger, audio: Tensor) -> NDArray[np.float64]:

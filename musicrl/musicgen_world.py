@@ -1,0 +1,153 @@
+"""A world of a pretrained MusicGen: its decoder is the policy, its EnCodec plays, a CLAP listens.
+
+    world.yaml        family: musicgen, and the settings below
+    prompts.parquet   the prompts of a run
+
+It is told where checkpoints are; nothing is downloaded unless world.yaml says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from musicrl.checkpoint import save_tensors
+from musicrl.codecs.huggingface import HuggingFaceCodec
+from musicrl.embedders.clap import Clap
+from musicrl.layout import Layout
+from musicrl.policies.delayed import DelayedLM
+from musicrl.policies.folder import licence, locate
+from musicrl.policies.musicgen import KIND, MusicGen
+from musicrl.settings import build, read_yaml
+from musicrl.world import DECODE_CLIPS
+
+WORLD_FILE = "world.yaml"
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MusicGenWorldConfig:
+    """What world.yaml says."""
+
+    family: str
+    model: str
+    """The MusicGen: hub:ID, or path:DIR, from the world's folder on."""
+    embedder: str
+    """The CLAP of the reward `text`, named as the model."""
+    clip_seconds: float = 10.0
+    """Length of a whole clip."""
+    text_size: int = 64
+    """Tokens of the longest text; longer ones are cut."""
+    downloads: bool = False
+    """Fetch a checkpoint of the Hub that is not in the local cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MusicGenWorld:
+    """The models of one checkpoint and its listener."""
+
+    model: MusicGen
+    codec: HuggingFaceCodec
+    embedder: Clap
+    folder: Path
+    """Where rewards find files of their own."""
+
+    @classmethod
+    def load(cls, folder: Path, policy: Path | None = None) -> MusicGenWorld:
+        """The world of a folder, with what `policy` holds in place of the checkpoint's decoder.
+
+        Raises FileNotFoundError or ValueError naming the file or the setting at fault.
+        """
+        path = folder / WORLD_FILE
+        config = build(MusicGenWorldConfig, read_yaml(path), origin=str(path))
+        place, heard = (_find(name, folder, config) for name in (config.model, config.embedder))
+        codec = HuggingFaceCodec.from_musicgen(place)
+        frames = round(config.clip_seconds * codec.frame_rate)
+        if frames < 1:
+            raise ValueError(f"{path}: clip_seconds {config.clip_seconds:g} is less than a frame")
+        model = MusicGen.load(
+            str(place),
+            num_steps=frames + codec.num_codebooks - 1,
+            text_size=config.text_size,
+        )
+        if policy is not None:
+            model.load_policy(policy)
+        LOG.warning("weights of %s: licence %s", heard, licence(heard))
+        world = cls(model=model, codec=codec, embedder=Clap.from_folder(heard), folder=folder)
+        world.check()
+        return world
+
+    def check(self) -> None:
+        """Raise ValueError naming the sizes where decoder and codec do not fit."""
+        policy = self.policy.config
+        pairs = {
+            "codebooks": (policy.num_codebooks, self.codec.num_codebooks),
+            "vocabulary": (policy.vocab, self.codec.vocab_size),
+        }
+        for name, (left, right) in pairs.items():
+            if left != right:
+                raise ValueError(
+                    f"{self.model.folder}: decoder and codec differ in {name}: {left} and {right}"
+                )
+
+    @property
+    def policy(self) -> DelayedLM:
+        return self.model.policy
+
+    @property
+    def layout(self) -> Layout:
+        return self.policy.layout
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.codec.sample_rate
+
+    def steps_of(self, seconds: float | None) -> int:
+        """Steps of a clip of `seconds` (none: of a whole clip): its frames, and one for each
+        codebook that comes late. Raises ValueError when the policy plays no such clip."""
+        if seconds is None:
+            return self.policy.num_steps
+        late, rate = self.layout.num_streams - 1, self.codec.frame_rate
+        frames = round(seconds * rate) if math.isfinite(seconds) else 0
+        longest = self.policy.num_steps - late
+        if abs(frames / rate - seconds) > 1e-6 or not 1 <= frames <= longest:
+            raise ValueError(
+                f"clip_seconds {seconds:g} is not a multiple of {1 / rate:g} up to "
+                f"{longest / rate:g}, the clips of this policy"
+            )
+        return frames + late
+
+    def conditioner(self, texts: Sequence[str]) -> Tensor:
+        """Conditions int64 [B, C] of texts."""
+        return self.model.conditioner(texts)
+
+    def decode(self, tokens: NDArray[np.int16]) -> NDArray[np.float32]:
+        """Token grids [B, S, K] to audio float32 [B, N]."""
+        codes = torch.from_numpy(self.layout.to_codes(tokens).astype(np.int64))
+        parts = codes.to(self.codec.device).split(DECODE_CLIPS)
+        return torch.cat([self.codec.decode(part) for part in parts]).cpu().numpy()
+
+    def move_players(self, device: torch.device) -> None:
+        """Bring decoder and codec to `device`; the CLAP stays where it is."""
+        self.policy.to(device)
+        self.codec.to(device)
+
+    def save_policy(self, policy: nn.Module, path: Path) -> None:
+        """Write what learns, with the licence of what it was learned from."""
+        config = {**asdict(self.policy.config), "licence": self.model.licence}
+        save_tensors(path, policy.state_dict(), kind=KIND, config=config)
+
+
+def _find(reference: str, folder: Path, config: MusicGenWorldConfig) -> Path:
+    if reference.startswith("hub:"):
+        return locate(reference, downloads=config.downloads)
+    return locate(str(folder / reference.removeprefix("path:")))

@@ -1,0 +1,300 @@
+"""A run on a random MusicGen, heard by a random CLAP: the same loops as every other world's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    EncodecConfig,
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
+
+from cluster.cli import main
+from cluster.session import train
+from musicrl.codecs.huggingface import HuggingFaceCodec
+from musicrl.config import TrainConfig
+from musicrl.embedders.clap import Clap
+from musicrl.policies.musicgen import MusicGen
+from musicrl.settings import build, merge, to_tree
+from musicrl.solo import solo
+from musicrl.worlds import load_world
+
+VOCAB, RATE, HOP, WINDOW = 16, 16000, 320, 0.4
+WORDS = ("<s>", "<pad>", "</s>", "<unk>", "slow", "fast", "piano", "flute")
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", model_max_length=20
+    )
+
+
+def _musicgen(folder: Path) -> None:
+    torch.manual_seed(0)
+    text = T5Config(vocab_size=12, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    codec = EncodecConfig(
+        sampling_rate=RATE,
+        target_bandwidths=[RATE / HOP * 4 * 2 / 1000],
+        upsampling_ratios=[8, 8, 5],
+        num_filters=4,
+        hidden_size=8,
+        codebook_size=VOCAB,
+        codebook_dim=8,
+        num_lstm_layers=1,
+        chunk_length_s=None,
+    )
+    decoder = MusicgenDecoderConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        ffn_dim=48,
+        num_codebooks=2,
+        pad_token_id=VOCAB,
+        bos_token_id=VOCAB,
+    )
+    config = MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder)
+    model = MusicgenForConditionalGeneration(config)
+    for layer in model.audio_encoder.quantizer.layers:
+        layer.codebook.embed.normal_()
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A model\n")
+
+
+def _clap(folder: Path, sounds: Tensor) -> Any:
+    """Its first layer is told the levels of `sounds` [B, N], as training would have."""
+    torch.manual_seed(1)
+    text = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 24,
+    }
+    audio = {
+        "num_mel_bins": 16,
+        "spec_size": 64,
+        "window_size": 4,
+        "patch_size": 4,
+        "patch_stride": [4, 4],
+        "patch_embeds_hidden_size": 16,
+        "hidden_size": 32,
+        "depths": [1, 1],
+        "num_attention_heads": [2, 2],
+        "num_hidden_layers": 2,
+    }
+    model = ClapModel(
+        ClapConfig(text_config=text, audio_config=audio, projection_dim=16, initializer_factor=20.0)
+    ).eval()
+    _hear(model.audio_model.audio_encoder.batch_norm, sounds)
+    model.save_pretrained(folder)
+    _extractor().save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return model
+
+
+def _hear(norm: Any, sounds: Tensor) -> None:
+    mels = _extractor()(list(sounds.numpy()), sampling_rate=RATE)["input_features"]
+    levels = torch.tensor(np.array(mels)).flatten(0, 2)
+    norm.running_mean.copy_(levels.mean(0))
+    norm.running_var.copy_(levels.var(0))
+
+
+def _extractor() -> ClapFeatureExtractor:
+    return ClapFeatureExtractor(
+        feature_size=16,
+        sampling_rate=RATE,
+        hop_length=160,
+        max_length_s=WINDOW,
+        fft_window_size=512,
+        frequency_min=20,
+        frequency_max=RATE // 2,
+        truncation="rand_trunc",
+    )
+
+
+def _sounds(codec: HuggingFaceCodec) -> Tensor:
+    """Audio float32 [32, N] of random codes."""
+    torch.manual_seed(2)
+    return codec.decode(torch.randint(VOCAB, (32, 2, round(WINDOW * codec.frame_rate))))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("musicgen-world")
+    _musicgen(folder / "musicgen")
+    sounds = _sounds(HuggingFaceCodec.from_musicgen(folder / "musicgen"))
+    _clap(folder / "clap", sounds)
+    (folder / "world.yaml").write_text(
+        f"family: musicgen\nmodel: path:musicgen\nembedder: path:clap\n"
+        f"clip_seconds: {WINDOW}\ntext_size: 4\n"
+    )
+    texts = ["slow piano", "fast piano", "slow flute", "fast flute"]
+    rows = [("train", text) for text in texts] + [("heldout", text) for text in texts * 4]
+    table = {
+        "id": [str(number) for number in range(len(rows))],
+        "text": [text for _, text in rows],
+        "split": [split for split, _ in rows],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(table), folder / "prompts.parquet")
+    return folder
+
+
+def _config(world: Path, out: Path, **settings: Any) -> TrainConfig:
+    tree = {
+        "out": str(out),
+        "iterations": 12,
+        "model": {"weights": str(world)},
+        "rollout": {"prompts_per_step": 4, "samples_per_prompt": 8, "prompts_per_chunk": 2},
+        "algorithm": {"baseline": "group_mean", "alpha": 0.001},
+        "update": {"learning_rate": 0.01, "microbatch_samples": 32},
+        "cluster": {"learner_threads": 1, "object_store_mb": 100, "task_timeout_seconds": 60.0},
+        "evaluation": {"prompts": 16, "audio_prompts": 1},
+    }
+    return build(TrainConfig, merge(tree, settings), origin="test")
+
+
+def test_clap_is_transformers_behind_the_protocol(world: Path) -> None:
+    ours, theirs = Clap.from_folder(world / "clap"), ClapModel.from_pretrained(world / "clap")
+    assert (ours.sample_rate, ours.window_seconds) == (RATE, WINDOW)
+    audio = _sounds(HuggingFaceCodec.from_musicgen(world / "musicgen"))[:3]
+    texts = ["slow piano", "flute"]
+    heard = _extractor()(list(audio.numpy()), sampling_rate=RATE, return_tensors="pt")
+    read = _tokenizer()(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        sounds = theirs.eval().get_audio_features(heard["input_features"].float()).pooler_output
+        words = theirs.get_text_features(read.input_ids, read.attention_mask).pooler_output
+    torch.testing.assert_close(ours.embed_audio(audio), sounds)
+    torch.testing.assert_close(ours.embed_text(texts), words)
+    assert (sounds @ words.T).std() > 0.01
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Any]:
+    """A run in one process, and its summary."""
+    config = _config(world, tmp_path_factory.mktemp("alone") / "run")
+    return config, solo(config)
+
+
+def _checkpoint(config: TrainConfig, file: str) -> Path:
+    return config.out / "checkpoints" / f"step_{config.iterations:06d}" / file
+
+
+def _tensors(config: TrainConfig, file: str) -> dict[str, bytes]:
+    arrays = load_file(_checkpoint(config, file))
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+def test_the_reward_rises(alone: Any) -> None:
+    change = alone[1]["evaluation"]["difference"]["reward"]
+    assert change["mean"] > 0.1
+    assert change["mean"] > 3 * change["standard_error"]
+
+
+@pytest.fixture(scope="module")
+def short(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Any]:
+    """A run of two updates in one process, and its summary."""
+    config = _config(world, tmp_path_factory.mktemp("short") / "run", iterations=2)
+    return config, solo(config)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_controller_trains_it_as_one_process_does(short: Any, tmp_path: Path) -> None:
+    config, summary = short
+    settings = to_tree(replace(config, out=tmp_path / "run"))
+    ours = build(TrainConfig, merge(settings, {"cluster": {"num_samplers": 1}}), origin="test")
+    assert train(ours)["evaluation"] == summary["evaluation"]
+    assert _tensors(ours, "learner.safetensors") == _tensors(config, "learner.safetensors")
+
+
+def test_a_run_goes_on_from_its_checkpoint(short: Any, tmp_path: Path) -> None:
+    world, out = short[0].model.weights, tmp_path / "run"
+    solo(_config(world, out, iterations=1))
+    resumed = _config(world, out, iterations=2, resume=True)
+    solo(resumed)
+    assert _tensors(resumed, "policy.safetensors") == _tensors(short[0], "policy.safetensors")
+
+
+def test_a_checkpoint_carries_the_licence_and_is_exported(alone: Any, tmp_path: Path) -> None:
+    config, file = alone[0], _checkpoint(alone[0], "policy.safetensors")
+    with safe_open(file, framework="pt") as opened:
+        assert json.loads(opened.metadata()["config"])["licence"] == "cc-by-nc-4.0"
+    base, out = config.model.weights / "musicgen", tmp_path / "finetuned"
+    options = ["--policy", str(file), "--run", str(config.out), "--out", str(out)]
+    assert main(["export", f"path:{base}", *options]) == 0
+    card = (out / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in card
+    assert "| reward | -" in card
+    learned = load_world(config.model.weights, file).policy.state_dict()
+    written = MusicGen.load(str(out)).policy.state_dict()
+    begun = load_world(config.model.weights).policy.state_dict()
+    assert all(torch.equal(written[name], tensor) for name, tensor in learned.items())
+    assert not torch.equal(learned["head"], begun["head"])
+
+
+def test_licences_are_logged(world: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        load_world(world)
+    assert "musicgen: licence cc-by-nc-4.0" in caplog.text
+    assert "clap: licence unknown" in caplog.text
+
+
+def test_clips_are_whole_frames_and_late_codebooks_take_steps(world: Path) -> None:
+    loaded = load_world(world)
+    assert (loaded.steps_of(None), loaded.steps_of(0.2)) == (21, 11)
+    with pytest.raises(
+        ValueError, match=r"clip_seconds 0\.03 is not a multiple of 0\.02 up to 0\.4"
+    ):
+        loaded.steps_of(0.03)
+    tokens = np.zeros((2, 11, 2), np.int16)
+    assert loaded.decode(tokens).shape == (2, 10 * HOP)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("family", "musicgan", r"world\.yaml: unknown family 'musicgan'.*musicgen"),
+        ("embedder", "path:musicgen", "musicgen holds no CLAP that can be read: model_type is"),
+        ("embedder", "path:nowhere", "nowhere: no such folder"),
+        ("model", "path:clap", r"clap.config\.json: audio_encoder is no 'encodec'"),
+        ("model", "hub:nobody/nothing", "hub:nobody/nothing is not in the local cache"),
+        ("clip_seconds", 0.001, "clip_seconds 0.001 is less than a frame"),
+        ("clip_second", 1, "unknown key 'clip_second'"),
+    ],
+)
+def test_a_world_that_does_not_fit_is_refused(
+    world: Path, tmp_path: Path, setting: str, value: object, sentence: str
+) -> None:
+    for name in ("musicgen", "clap"):
+        (tmp_path / name).symlink_to(world / name)
+    settings = yaml.safe_load((world / "world.yaml").read_text()) | {setting: value}
+    (tmp_path / "world.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=sentence):
+        load_world(tmp_path)
