@@ -18,7 +18,7 @@ from actors.scorer import ScorerActor
 from cluster.supervise import Fault, Lost, Pending, Result, Task
 from learners.learner import LearnerActor
 from musicrl.config import ClusterConfig, TrainConfig
-from musicrl.world import SHIPPED, find_policy
+from musicrl.world import find_policy, find_world
 
 SCORER_RETRIES = 3
 
@@ -138,8 +138,8 @@ def start_learner(config: TrainConfig) -> Any:
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The configuration for processes that may have another working directory."""
     model = config.model
-    weights = None if model.weights is None else model.weights.absolute()
-    folder = SHIPPED if weights is None else weights
+    weights = None if model.weights is None else find_world(model.weights).absolute()
+    folder = find_world(weights)
     policy = None if model.policy is None else find_policy(folder, model.policy).absolute()
     model = replace(model, weights=weights, policy=policy)
     return replace(config, out=config.out.absolute(), model=model)

@@ -30,7 +30,8 @@ class ModelConfig:
     """The world that the run lives in."""
 
     weights: Path | None = None
-    """Folder with policy, codec, embedder and judge weights (none: the shipped tiny world)."""
+    """Folder with policy, codec, embedder and judge weights, or with a world.yaml that names a
+    pretrained MusicGen; or the name of a shipped one (none: the shipped tiny world)."""
     policy: Path | None = None
     """Policy file to start from and to hold as KL reference, here or in `weights` (none:
     policy.safetensors there)."""

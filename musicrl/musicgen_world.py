@@ -1,7 +1,7 @@
 """A world of a pretrained MusicGen: its decoder is the policy, its EnCodec plays, a CLAP listens.
 
     world.yaml        family: musicgen, and the settings below
-    prompts.parquet   the prompts of a run
+    prompts.parquet   the prompts of a run (none: the shipped captions)
 
 It is told where checkpoints are; nothing is downloaded unless world.yaml says so.
 """

@@ -26,8 +26,9 @@ from typing import Any
 from musicrl import __version__
 from musicrl.config import TrainConfig, dump_yaml
 from musicrl.evaluation.heldout import EvaluationChunk, evaluation_chunks
-from musicrl.prompts import SHIPPED, load_prompts
+from musicrl.prompts import load_prompts
 from musicrl.types import Prompt
+from musicrl.worlds import prompts_of_world
 
 KEPT_CHECKPOINTS = 2
 POLICY = "policy.safetensors"
@@ -218,7 +219,7 @@ def is_measured(config: TrainConfig, step: int) -> bool:
 
 
 def _prompt_file(config: TrainConfig) -> Path:
-    return SHIPPED if config.model.weights is None else config.model.weights / "prompts.parquet"
+    return prompts_of_world(config.model.weights)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

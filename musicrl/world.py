@@ -163,6 +163,16 @@ class World:
             self.fine.to(device)
 
 
+def find_world(weights: Path | None) -> Path:
+    """The folder of a world: the shipped tiny one (none), `weights`, or, where that is a bare name
+    and no folder, the one of that name that ships."""
+    if weights is None:
+        return SHIPPED
+    is_name = weights.name == str(weights) and not weights.is_dir()
+    shipped = SHIPPED.parent / weights
+    return shipped if is_name and shipped.is_dir() else weights
+
+
 def find_policy(folder: Path, policy: Path | None) -> Path:
     """The file of a policy: the folder's own (none), `policy`, or, where that is a bare name and no
     file, the file of that name in the folder."""

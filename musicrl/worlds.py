@@ -14,9 +14,10 @@ from musicrl.closest import closest
 from musicrl.evaluation.judges import load_judges, unlearned_judges
 from musicrl.musicgen_world import WORLD_FILE, MusicGenWorld
 from musicrl.playable import PlayableWorld
+from musicrl.prompts import SHIPPED as CAPTIONS
 from musicrl.rewards.base import Reward
 from musicrl.settings import read_yaml
-from musicrl.world import SHIPPED, World
+from musicrl.world import World, find_world
 
 DEFAULT = "musiclm"
 
@@ -29,6 +30,8 @@ class Family:
     """From a folder and a policy file (none: the folder's own)."""
     judges: Callable[[Path], tuple[Reward, ...]]
     """Those of a folder."""
+    prompts: Callable[[Path], Path]
+    """The file of a folder's prompts."""
 
 
 def _unlearned(_: Path) -> tuple[Reward, ...]:
@@ -36,10 +39,22 @@ def _unlearned(_: Path) -> tuple[Reward, ...]:
     return unlearned_judges()
 
 
+def _own_prompts(folder: Path) -> Path:
+    return folder / "prompts.parquet"
+
+
+def _own_or_shipped_prompts(folder: Path) -> Path:
+    """A world without prompts has the captions that ship: any of them is a text to MusicGen."""
+    own = _own_prompts(folder)
+    return own if own.is_file() else CAPTIONS
+
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        DEFAULT: Family(load=World.load, judges=load_judges),
-        "musicgen": Family(load=MusicGenWorld.load, judges=_unlearned),
+        DEFAULT: Family(load=World.load, judges=load_judges, prompts=_own_prompts),
+        "musicgen": Family(
+            load=MusicGenWorld.load, judges=_unlearned, prompts=_own_or_shipped_prompts
+        ),
     }
 )
 """By the name that a folder's world.yaml gives; a folder without that file is of `DEFAULT`."""
@@ -50,14 +65,20 @@ def load_world(folder: Path | None = None, policy: Path | None = None) -> Playab
 
     Raises FileNotFoundError or ValueError naming the file at fault.
     """
-    folder = folder or SHIPPED
+    folder = find_world(folder)
     return FAMILIES[_family(folder)].load(folder, policy)
 
 
 def judges_of_world(folder: Path | None = None) -> tuple[Reward, ...]:
     """The judges of a folder's world. Raises FileNotFoundError or ValueError naming the file."""
-    folder = folder or SHIPPED
+    folder = find_world(folder)
     return FAMILIES[_family(folder)].judges(folder)
+
+
+def prompts_of_world(folder: Path | None = None) -> Path:
+    """The file of a folder's prompts. Raises ValueError naming the file at fault."""
+    folder = find_world(folder)
+    return FAMILIES[_family(folder)].prompts(folder)
 
 
 def _family(folder: Path) -> str:

@@ -16,6 +16,8 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as torch_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -31,13 +33,16 @@ from transformers import (
 )
 
 from cluster.cli import main
+from cluster.fleet import with_absolute_paths
 from cluster.session import train
 from musicrl.codecs.huggingface import HuggingFaceCodec
-from musicrl.config import TrainConfig
+from musicrl.config import TrainConfig, load_config
 from musicrl.embedders.clap import Clap
 from musicrl.policies.musicgen import MusicGen
+from musicrl.run import training_prompts
 from musicrl.settings import build, merge, to_tree
 from musicrl.solo import solo
+from musicrl.world import SHIPPED
 from musicrl.worlds import load_world
 
 VOCAB, RATE, HOP, WINDOW = 16, 16000, 320, 0.4
@@ -298,3 +303,31 @@ def test_a_world_that_does_not_fit_is_refused(
     (tmp_path / "world.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=sentence):
         load_world(tmp_path)
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+def test_the_presets_of_musicgen_say_what_is_missing(
+    size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And fetch nothing."""
+    assert main(["solo", f"musicgen-{size}", "--out", str(tmp_path / "run")]) == 1
+    fault = capsys.readouterr().err.splitlines()[-1]
+    assert fault.startswith(f"musicrl: hub:facebook/musicgen-{size} is not in the local cache")
+    config = load_config(f"musicgen-{size}")
+    assert len(training_prompts(config)) > 100
+    assert with_absolute_paths(config).model.weights == SHIPPED.parent / f"musicgen-{size}"
+
+
+def test_older_names_of_the_codecs_tensors_are_known(world: Path, tmp_path: Path) -> None:
+    tensors = torch_file(world / "musicgen" / "model.safetensors")
+    older = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): tensor
+        for name, tensor in tensors.items()
+    }
+    assert older.keys() != tensors.keys()
+    save_file(older, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((world / "musicgen" / "config.json").read_text())
+    found = HuggingFaceCodec.from_musicgen(tmp_path)
+    assert torch.equal(_sounds(found), _sounds(HuggingFaceCodec.from_musicgen(world / "musicgen")))

@@ -17,6 +17,11 @@ from musicrl.policies.folder import read_json, read_tensors
 
 EXTRA = "EnCodec and DAC need the extra: pip install 'musicrl[musicgen]'"
 AUDIO = "audio_encoder."
+NORMED = {
+    ".weight_g": ".parametrizations.weight.original0",
+    ".weight_v": ".parametrizations.weight.original1",
+}
+"""Names of older checkpoints, such as MusicGen's own, and of today."""
 CLASSES = {"encodec": "EncodecModel", "dac": "DacModel"}
 
 
@@ -62,9 +67,8 @@ class HuggingFaceCodec:
             raise ValueError(f"{folder / 'config.json'}: audio_encoder is no 'encodec'")
         model = AutoModel.from_config(EncodecConfig.from_dict(values))
         tensors = {
-            name.removeprefix(AUDIO): tensor
-            for name, tensor in read_tensors(folder).items()
-            if name.startswith(AUDIO)
+            _todays(name.removeprefix(AUDIO)): tensor
+            for name, tensor in read_tensors(folder, prefix=AUDIO).items()
         }
         load_into(model, tensors, origin=f"{folder}, {AUDIO.rstrip('.')}")
         return cls(model)
@@ -129,6 +133,14 @@ class HuggingFaceCodec:
 
     def _at_full_rate(self) -> dict[str, float]:
         return {"bandwidth": max(self.model.config.target_bandwidths)} if self._is_encodec else {}
+
+
+def _todays(name: str) -> str:
+    """A tensor's name under torch's weight normalisation of today."""
+    for old, new in NORMED.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def _check_encodec(config: Any) -> None:

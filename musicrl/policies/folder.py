@@ -67,28 +67,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder in float32 or their own integers, on the CPU.
+def read_tensors(folder: Path, *, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a folder whose names begin so, in float32 or their own integers, on the CPU.
 
     Raises FileNotFoundError naming a missing file, and ValueError naming a damaged one or the
     tensor that the index promises and a shard lacks.
     """
     if not (folder / INDEX).is_file():
-        return _read_file(folder / WEIGHTS)
-    places: Mapping[str, str] = read_json(folder / INDEX).get("weight_map", {})
-    shards = {name: _read_file(folder / name) for name in sorted(set(places.values()))}
+        return _read_file(folder / WEIGHTS, prefix)
+    index: Mapping[str, str] = read_json(folder / INDEX).get("weight_map", {})
+    places = {tensor: shard for tensor, shard in index.items() if tensor.startswith(prefix)}
+    shards = {name: _read_file(folder / name, prefix) for name in sorted(set(places.values()))}
     for tensor, shard in places.items():
         if tensor not in shards[shard]:
             raise ValueError(f"{folder / shard} lacks the tensor {tensor!r}")
     return {tensor: shards[shard][tensor] for tensor, shard in places.items()}
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path, prefix: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as fault:
         raise ValueError(f"{path} is not a readable safetensors file: {fault}") from fault
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
