@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import ray
 
-from cluster.fleet import needed_resources
+from cluster.placement import requests_of
 from cluster.session import address_of
 from musicrl.config import ClusterConfig
 
@@ -55,7 +55,8 @@ def start_local(cluster: ClusterConfig) -> None:
 
     Ray asks for a token by default and warns that it does; errors only are shown.
     """
-    slots = max(os.cpu_count() or 1, int(needed_resources(cluster)["CPU"]))
+    needed = sum(request.cpus for request in requests_of(cluster))
+    slots = max(os.cpu_count() or 1, int(needed))
     for attempt in range(START_ATTEMPTS):
         try:
             ray.init(

@@ -1,4 +1,4 @@
-"""The fleet: the actors of a run, what they need of the machines, and how they come to life.
+"""The fleet: the actors of a run and how they come to life, each on the node that it is given.
 
 Samplers restart for ever and their tasks are never retried (a lost rollout is made again from its
 seeds); scorers are pure, so Ray retries them; a learner never restarts by itself.
@@ -11,13 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.pool import Peer, Pool
 from actors.sampler import SamplerActor
 from actors.scorer import ScorerActor
+from cluster.placement import Plan
 from cluster.supervise import Fault, Lost, Pending, Result, Task
 from learners.learner import LearnerActor
-from musicrl.config import ClusterConfig, TrainConfig
+from musicrl.config import TrainConfig
 from musicrl.world import find_policy, find_world
 
 SCORER_RETRIES = 3
@@ -26,20 +28,20 @@ SCORER_RETRIES = 3
 class Fleet:
     """Started together; `stop` ends every actor."""
 
-    def __init__(self, config: TrainConfig, pending: Pending) -> None:
+    def __init__(self, config: TrainConfig, pending: Pending, plan: Plan) -> None:
         """Raises TimeoutError or ConnectionError naming the actor that did not come up."""
-        cluster = config.cluster
         self.config = with_absolute_paths(config)
         self.pending = pending
+        self.plan = plan
         self.sampler_peers = [
-            Peer(name=f"sampler {i}", actor=start_sampler(self.config))
-            for i in range(cluster.num_samplers)
+            Peer(name=f"sampler {i}", actor=start_sampler(self.config, node))
+            for i, node in enumerate(plan["sampler"])
         ]
         self.scorer_peers = [
-            Peer(name=f"scorer {i}", actor=start_scorer(self.config))
-            for i in range(cluster.num_scorers)
+            Peer(name=f"scorer {i}", actor=start_scorer(self.config, node))
+            for i, node in enumerate(plan["scorer"])
         ]
-        self.learner, self.followers = start_learners(self.config)
+        self.learner, self.followers = start_learners(self.config, plan)
         self._await([*self.sampler_peers, *self.scorer_peers, self.learner, *self.followers])
         self._unite()
         self.samplers, self.scorers = Pool(self.sampler_peers), Pool(self.scorer_peers)
@@ -49,7 +51,7 @@ class Fleet:
         ranks, all of them."""
         for peer in (self.learner, *self.followers):
             ray.kill(peer.actor)
-        self.learner, self.followers = start_learners(self.config)
+        self.learner, self.followers = start_learners(self.config, self.plan)
         self._await([self.learner, *self.followers])
         self._unite()
 
@@ -95,44 +97,55 @@ class Fleet:
             self.pending.call(ping, peer, "starting")
 
 
-def start_sampler(config: TrainConfig) -> Any:
+def start_sampler(config: TrainConfig, node: str) -> Any:
     cluster = config.cluster
     actor = ray.remote(SamplerActor).options(
         num_cpus=cluster.sampler_threads,
         num_gpus=cluster.sampler_gpus,
         max_restarts=-1,
         max_task_retries=0,
+        scheduling_strategy=on_node(node),
     )
     return actor.remote(config)
 
 
-def start_scorer(config: TrainConfig) -> Any:
+def start_scorer(config: TrainConfig, node: str) -> Any:
     cluster = config.cluster
     actor = ray.remote(ScorerActor).options(
         num_cpus=cluster.scorer_threads,
         num_gpus=cluster.scorer_gpus,
         max_restarts=-1,
         max_task_retries=SCORER_RETRIES,
+        scheduling_strategy=on_node(node),
     )
     return actor.remote(config)
 
 
-def start_learners(config: TrainConfig) -> tuple[Peer, list[Peer]]:
+def start_learners(config: TrainConfig, plan: Plan) -> tuple[Peer, list[Peer]]:
     """The leading learner, and the others, which share its updates."""
-    leader = Peer(name="learner", actor=start_learner(config))
-    ranks = range(1, config.cluster.num_learners)
-    return leader, [Peer(name=f"learner {rank}", actor=start_learner(config)) for rank in ranks]
+    first, *others = plan["learner"]
+    leader = Peer(name="learner", actor=start_learner(config, first))
+    return leader, [
+        Peer(name=f"learner {rank}", actor=start_learner(config, node))
+        for rank, node in enumerate(others, start=1)
+    ]
 
 
-def start_learner(config: TrainConfig) -> Any:
+def start_learner(config: TrainConfig, node: str) -> Any:
     cluster = config.cluster
     actor = ray.remote(LearnerActor).options(
         num_cpus=cluster.learner_threads,
         num_gpus=cluster.learner_gpus,
         max_restarts=0,
         max_task_retries=0,
+        scheduling_strategy=on_node(node),
     )
     return actor.remote(config)
+
+
+def on_node(node: str) -> NodeAffinitySchedulingStrategy:
+    """There; elsewhere once the node is gone, or while others hold what it has."""
+    return NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -143,30 +156,3 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     policy = None if model.policy is None else find_policy(folder, model.policy).absolute()
     model = replace(model, weights=weights, policy=policy)
     return replace(config, out=config.out.absolute(), model=model)
-
-
-def needed_resources(cluster: ClusterConfig) -> dict[str, float]:
-    """What all actors together ask of Ray."""
-    samplers, scorers = cluster.num_samplers, cluster.num_scorers
-    return {
-        "CPU": float(
-            samplers * cluster.sampler_threads
-            + scorers * cluster.scorer_threads
-            + cluster.num_learners * cluster.learner_threads
-        ),
-        "GPU": samplers * cluster.sampler_gpus
-        + scorers * cluster.scorer_gpus
-        + cluster.num_learners * cluster.learner_gpus,
-    }
-
-
-def check_resources(cluster: ClusterConfig, available: dict[str, float]) -> None:
-    """Raise ValueError saying what a Ray cluster lacks for this run."""
-    for name, needed in needed_resources(cluster).items():
-        has = available.get(name, 0.0)
-        if has < needed:
-            raise ValueError(
-                f"the Ray cluster has {has:g} {name}s, but this run needs {needed:g}: "
-                f"{cluster.num_samplers} samplers, {cluster.num_scorers} scorers and "
-                f"{cluster.num_learners} learners (see the threads and GPUs under `cluster`)"
-            )

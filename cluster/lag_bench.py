@@ -23,6 +23,7 @@ from rich.table import Table
 from cluster.connection import connected
 from cluster.controller import Controller
 from cluster.fleet import Fleet
+from cluster.placement import place
 from cluster.supervise import Pending
 from musicrl.config import ClusterConfig, TrainConfig
 from musicrl.guards import GuardConfig
@@ -127,7 +128,7 @@ def time_budgets(config: LagBenchConfig) -> list[Timing]:
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
         train = replace(config.train, out=Path(folder))
         pending = Pending(store=ray, timeout_seconds=train.cluster.task_timeout_seconds)
-        fleet = Fleet(train, pending)
+        fleet = Fleet(train, pending, place(train.cluster, ray.nodes()))  # type: ignore[no-untyped-call]
         version, weights = 0, fleet.learner.actor.weights.remote()
         try:
             for lag in config.lags * config.turns:

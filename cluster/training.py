@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from rich.console import Console
 
 from cluster.connection import connected
 from cluster.controller import Controller
-from cluster.fleet import Fleet, check_resources
+from cluster.fleet import Fleet
 from cluster.heldout import Heldout
+from cluster.placement import Misfit, Plan, place
 from cluster.supervise import Pending
-from musicrl.config import TrainConfig
+from musicrl.config import ClusterConfig, TrainConfig
 from musicrl.journal import Hearing, Journal
 from musicrl.rewards.mix import make_mix
 from musicrl.run import Run, heldout_chunks, training_prompts
@@ -27,16 +29,38 @@ from musicrl.worlds import judges_of_world, load_world
 def run_training(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the summary that it leaves in `<out>/summary.json`."""
     prompts, stream_names = preflight(config)
-    run = Run.start(config)
-    with StopRequest() as stop, Journal(config, run) as journal, connected(config.cluster):
-        check_resources(config.cluster, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    Run.find(config)
+    with StopRequest() as stop, connected(config.cluster):
+        plan = find_places(config.cluster)
+        return _start(config, prompts, stream_names, plan, stop)
+
+
+def _start(
+    config: TrainConfig,
+    prompts: tuple[Prompt, ...],
+    stream_names: tuple[str, ...],
+    plan: Plan,
+    stop: StopRequest,
+) -> dict[str, Any]:
+    """Make the run's folder and its actors, and end these whatever happens."""
+    with Journal(config, Run.start(config)) as journal:
         pending = Pending(store=ray, timeout_seconds=config.cluster.task_timeout_seconds)
         journal.display.say("starting the actors")
-        fleet = Fleet(config, pending)
+        fleet = Fleet(config, pending, plan)
         try:
             return _run(config, prompts, stream_names, fleet, journal, stop)
         finally:
             fleet.stop()
+
+
+def find_places(cluster: ClusterConfig) -> Plan:
+    """A node for every actor. Raises Misfit, with the table of what is missing printed, when the
+    cluster lacks the room."""
+    try:
+        return place(cluster, ray.nodes())  # type: ignore[no-untyped-call]
+    except Misfit as misfit:
+        Console(stderr=True).print(misfit.table())
+        raise
 
 
 def _run(

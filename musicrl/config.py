@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.check import check_settings
@@ -92,6 +92,9 @@ class ClusterConfig:
     """GPUs of each sampler actor (a fraction shares one)."""
     scorer_gpus: float = 0.0
     learner_gpus: float = 0.0
+    placement: Literal["pack", "spread"] = "pack"
+    """Nodes of the actors: `pack` fills one after another, `spread` has samplers and scorers on as
+    many as there are; learners stay together. Checked before a run starts."""
     max_lag: int = 0
     """Versions by which a consumed sample may be older than the learner: 0 is synchronous."""
     object_store_mb: int = 512
@@ -106,6 +109,7 @@ class ClusterConfig:
         _check_least(self, 1, "sampler_threads", "scorer_threads", "learner_threads")
         _check_least(self, 0, "sampler_gpus", "scorer_gpus", "learner_gpus", "max_lag")
         _check_least(self, 80, "object_store_mb")
+        _check_shares(self, "sampler_gpus", "scorer_gpus", "learner_gpus")
         if not self.task_timeout_seconds > 0:
             raise ValueError(
                 f"task_timeout_seconds must be above 0, got {self.task_timeout_seconds}"
@@ -232,3 +236,10 @@ def _check_least(config: object, least: float, *names: str) -> None:
         value = getattr(config, name)
         if not value >= least:
             raise ValueError(f"{name} must be {least} or more, got {value}")
+
+
+def _check_shares(config: object, *names: str) -> None:
+    for name in names:
+        gpus = getattr(config, name)
+        if gpus > 1 and gpus != round(gpus):
+            raise ValueError(f"{name} must be a share of one GPU or whole ones, got {gpus:g}")

@@ -56,7 +56,15 @@ class Run:
 
     @classmethod
     def start(cls, config: TrainConfig) -> Run:
-        """The folder `config.out`, with its config.yaml.
+        """The folder `config.out`, with its config.yaml. Raises what `find` raises."""
+        run = cls.find(config)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_text(run.folder / "config.yaml", dump_yaml(config))
+        return run
+
+    @classmethod
+    def find(cls, config: TrainConfig) -> Run:
+        """The run of `config.out`, of which nothing is made yet.
 
         Raises ValueError when it already holds a run that is not to be resumed, FileNotFoundError
         when there is nothing to resume. A run that a guard stopped goes on only when that guard
@@ -71,8 +79,6 @@ class Run:
                 f"{config.out} already holds a run: continue it with --resume, "
                 "or choose another folder with --out"
             )
-        run.folder.mkdir(parents=True, exist_ok=True)
-        write_text(run.folder / "config.yaml", dump_yaml(config))
         return run
 
     def check_guards(self, config: TrainConfig) -> None:

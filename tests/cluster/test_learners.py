@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from cluster.controller import Controller
 from cluster.fleet import Fleet
+from cluster.placement import Plan
 from cluster.session import train
 from cluster.supervise import Pending
 from musicrl.config import ClusterConfig, TrainConfig
@@ -79,8 +80,8 @@ def test_a_death_among_them_changes_nothing(
     fleets: list[Fleet] = []
 
     class Known(Fleet):
-        def __init__(self, config: TrainConfig, pending: Pending) -> None:
-            super().__init__(config, pending)
+        def __init__(self, config: TrainConfig, pending: Pending, plan: Plan) -> None:
+            super().__init__(config, pending, plan)
             fleets.append(self)
 
     monkeypatch.setattr("cluster.training.Fleet", Known)

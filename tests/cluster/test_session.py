@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.fleet import needed_resources, with_absolute_paths
+from cluster.fleet import with_absolute_paths
 from cluster.session import address_of, prepare_environment, train
 from cluster.training import preflight
 from musicrl.config import ClusterConfig, TrainConfig
@@ -58,13 +58,6 @@ def test_the_configured_address_comes_before_the_environment(environment: dict[s
     environment["RAY_ADDRESS"] = "http://10.0.0.1:8265"
     with pytest.raises(ValueError, match=r"http://10\.0\.0\.1:8265 is that of the dashboard"):
         address_of(ClusterConfig())
-
-
-def test_resources_are_those_of_all_actors() -> None:
-    cluster = ClusterConfig(
-        num_samplers=3, sampler_threads=2, num_scorers=2, learner_threads=4, learner_gpus=1.0
-    )
-    assert needed_resources(cluster) == {"CPU": 3 * 2 + 2 + 4, "GPU": 1.0}
 
 
 def test_preflight_reads_the_world(configure: Configure) -> None:

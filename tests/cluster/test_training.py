@@ -14,10 +14,11 @@ import ray
 from safetensors.numpy import load_file
 
 from cluster.controller import Controller
-from cluster.fleet import Fleet, check_resources
+from cluster.fleet import Fleet
+from cluster.placement import Misfit, Plan, place
 from cluster.session import train
 from cluster.supervise import Pending
-from musicrl.config import ClusterConfig, TrainConfig
+from musicrl.config import TrainConfig
 from musicrl.rollout import RolloutWorker, chunks_of
 from musicrl.run import training_prompts
 from musicrl.solo import solo
@@ -56,8 +57,8 @@ def fleets(monkeypatch: pytest.MonkeyPatch) -> list[Fleet]:
     started: list[Fleet] = []
 
     class Known(Fleet):
-        def __init__(self, config: TrainConfig, pending: Pending) -> None:
-            super().__init__(config, pending)
+        def __init__(self, config: TrainConfig, pending: Pending, plan: Plan) -> None:
+            super().__init__(config, pending, plan)
             started.append(self)
 
     monkeypatch.setattr("cluster.training.Fleet", Known)
@@ -180,7 +181,8 @@ def test_a_guard_stops_at_the_step_where_it_stops_one_process(
 def test_every_sampler_makes_the_same_rollouts_of_a_chunk(configure: Configure) -> None:
     config = configure(cluster={"num_samplers": 3})
     assert config.model.weights is not None
-    fleet = Fleet(config, Pending(store=ray, timeout_seconds=60))
+    plan = place(config.cluster, ray.nodes())  # type: ignore[no-untyped-call]
+    fleet = Fleet(config, Pending(store=ray, timeout_seconds=60), plan)
     weights = fleet.learner.actor.weights.remote()
     (chunk, _) = chunks_of(4, training_prompts(config)[:4], size=2)
     try:
@@ -211,10 +213,14 @@ def test_a_task_that_takes_too_long_names_its_actor(configure: Configure) -> Non
         train(config)
 
 
-def test_more_actors_than_the_cluster_has_cpus_are_refused() -> None:
-    cluster = ClusterConfig(num_samplers=3, sampler_threads=2, learner_threads=4)
-    with pytest.raises(
-        ValueError, match="has 8 CPUs, but this run needs 11: 3 samplers, 1 scorers"
-    ):
-        check_resources(cluster, {"CPU": 8.0})
-    check_resources(cluster, {"CPU": 11.0})
+def test_a_run_without_room_leaves_no_folder_and_starts_no_actor(
+    configure: Configure, fleets: list[Fleet], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = {"num_samplers": 1, "num_learners": 2, "learner_threads": 16}
+    config = configure(cluster=cluster)
+    with pytest.raises(Misfit, match=r"no place for .*1 of 2 learners: it lacks 18 CPUs"):
+        train(config)
+    assert not config.out.exists()
+    assert not fleets
+    table = capsys.readouterr().err
+    assert all(word in table for word in ("asked", "there", "missing", "learner (16 CPU)"))
