@@ -11,6 +11,7 @@ import ray
 import torch
 
 from musicrl.config import TrainConfig
+from musicrl.device import role_device
 from musicrl.evaluation.heldout import ChunkScores, EvaluationChunk
 from musicrl.rollout import Chunk
 from musicrl.scorer import Scorer
@@ -25,7 +26,9 @@ class ScorerActor:
         torch.set_num_threads(config.cluster.scorer_threads)
         self.samples_per_prompt = config.rollout.samples_per_prompt
         world = load_world(config.model.weights, config.model.policy)
-        self.scorer = Scorer(world, config.reward, judges_of_world(config.model.weights))
+        judges = judges_of_world(config.model.weights)
+        device = role_device(config.cluster.scorer_gpus)
+        self.scorer = Scorer(world, config.reward, judges, device=device)
 
     def ping(self) -> int:
         """The process id: the actor is up."""

@@ -128,9 +128,6 @@ def preflight(config: TrainConfig) -> tuple[tuple[Prompt, ...], tuple[str, ...]]
 
     Raises FileNotFoundError or ValueError naming what no actor could load.
     """
-    if config.cluster.scorer_gpus:
-        gpus = config.cluster.scorer_gpus
-        raise ValueError(f"cluster.scorer_gpus {gpus:g}: rewards run on the CPU")
     world = load_world(config.model.weights, config.model.policy)
     world.steps_of(config.rollout.clip_seconds)
     make_mix(config.reward, world)

@@ -91,6 +91,8 @@ class ClusterConfig:
     sampler_gpus: float = 0.0
     """GPUs of each sampler actor (a fraction shares one)."""
     scorer_gpus: float = 0.0
+    """GPUs of each scorer; judges, and rewards of other packages that cannot move, stay on the
+    CPU."""
     learner_gpus: float = 0.0
     placement: Literal["pack", "spread"] = "pack"
     """Nodes of the actors: `pack` fills one after another, `spread` has samplers and scorers on as

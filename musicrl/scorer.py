@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import torch
+
 from musicrl.evaluation.heldout import ChunkScores, EvaluationChunk, score_chunk
 from musicrl.playable import PlayableWorld
 from musicrl.rewards.base import Reward
@@ -20,9 +22,16 @@ class Scorer:
     """The mix of rewards and the judges of a world. `seconds` is the time of the latest call."""
 
     def __init__(
-        self, world: PlayableWorld, config: RewardConfig, judges: Sequence[Reward] = ()
+        self,
+        world: PlayableWorld,
+        config: RewardConfig,
+        judges: Sequence[Reward] = (),
+        *,
+        device: torch.device | None = None,
     ) -> None:
+        """Rewards that can move to `device` do (none: the CPU); judges stay on the CPU."""
         self.mix = make_mix(config, world)
+        self.mix.move(device or torch.device("cpu"))
         self.judges = tuple(judges)
         self.seconds = 0.0
 

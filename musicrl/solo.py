@@ -72,7 +72,12 @@ class Solo:
         )
         self.learner = Learner(world, config, device=learner)
         self.sampler = RolloutWorker(sampling_world, config.rollout.sampling, device=sampler)
-        self.scorer = Scorer(world, config.reward, judges_of_world(config.model.weights))
+        self.scorer = Scorer(
+            world,
+            config.reward,
+            judges_of_world(config.model.weights),
+            device=role_device(config.cluster.scorer_gpus),
+        )
 
     def resume(self, run: Run) -> None:
         self.learner.restore(run.newest_checkpoint())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -21,5 +22,9 @@ class JointEmbedder(Protocol):
         ...
 
     def embed_audio(self, audio: Tensor) -> Tensor:
-        """Audio float32 [B, window samples] to float32 [B, D], unit length."""
+        """Audio float32 [B, window samples], on the CPU, to float32 [B, D], unit length."""
+        ...
+
+    def move(self, device: torch.device) -> None:
+        """Bring both towers to `device`: what they give lies there."""
         ...

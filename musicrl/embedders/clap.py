@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Clap:
-    """A pretrained joint embedding, in evaluation mode, on the CPU."""
+    """A pretrained joint embedding, in evaluation mode."""
 
     def __init__(self, model: Any, extractor: Any, tokenizer: Any) -> None:
         """Raises ValueError for a model that this does not serve."""
@@ -62,7 +62,10 @@ class Clap:
         found = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self._text_size
         )
-        ids, mask = (torch.tensor(found[name]) for name in ("input_ids", "attention_mask"))
+        ids, mask = (
+            torch.tensor(found[name], device=self.model.device)
+            for name in ("input_ids", "attention_mask")
+        )
         states = self.model.text_model(input_ids=ids, attention_mask=mask).pooler_output
         return F.normalize(self.model.text_projection(states), dim=-1)
 
@@ -73,8 +76,11 @@ class Clap:
             list(audio.numpy()), truncation="rand_trunc", sampling_rate=self.sample_rate
         )["input_features"]
         mels = torch.stack([torch.as_tensor(mel, dtype=torch.float32) for mel in features])
-        states = self.model.audio_model(input_features=mels).pooler_output
+        states = self.model.audio_model(input_features=mels.to(self.model.device)).pooler_output
         return F.normalize(self.model.audio_projection(states), dim=-1)
+
+    def move(self, device: torch.device) -> None:
+        self.model.to(device)
 
     @property
     def _text_size(self) -> int:

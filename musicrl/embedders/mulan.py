@@ -137,7 +137,10 @@ class MuLan(nn.Module):
 
     def embed_audio(self, audio: Tensor) -> Tensor:
         """Audio float32 [B, window samples] to float32 [B, D], unit length."""
-        return self.embed_mel(self.front(audio))
+        return self.embed_mel(self.front(audio.to(self.audio_mean.device)))
+
+    def move(self, device: torch.device) -> None:
+        self.to(device)
 
     def embed_mel(self, mel: Tensor) -> Tensor:
         """The same from log-mel [B, bands, frames]."""
@@ -162,8 +165,9 @@ class MuLan(nn.Module):
 
     @torch.no_grad()
     def condition(self, texts: Sequence[str]) -> Tensor:
-        """Conditioning tokens int64 [B, C] of texts: their embeddings, quantised (MusicLM 3.1)."""
-        return self.quantizer.encode(self.embed_text(texts))
+        """Conditioning tokens int64 [B, C] of texts, on the CPU: their embeddings,
+        quantised (MusicLM 3.1)."""
+        return self.quantizer.encode(self.embed_text(texts)).cpu()
 
     def save(self, path: Path, *, kind: str = "embedder", **facts: float) -> None:
         """Write the towers, half precision, with `facts` (measured quality) beside their sizes."""

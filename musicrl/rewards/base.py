@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from musicrl.types import Clips, Prompt
@@ -18,4 +19,13 @@ class Reward(Protocol):
 
     def __call__(self, prompts: Sequence[Prompt], clips: Clips) -> NDArray[np.float32]:
         """float32 [B], one per clip, for prompts of the same length."""
+        ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A reward whose model can leave the CPU; one without this method stays there."""
+
+    def move(self, device: torch.device) -> None:
+        """Bring the model to `device`. Clips and scores are the CPU's all the same."""
         ...

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from musicrl.closest import closest
-from musicrl.rewards.base import Reward
+from musicrl.rewards.base import Movable, Reward
 from musicrl.rewards.preference import PREFERENCE, load_preference
 from musicrl.rewards.table import RANGES, RewardWorld, check_reward_name, make_reward
 from musicrl.types import Clips, Prompt, RewardBatch
@@ -82,6 +83,12 @@ class RewardMix:
         return RewardBatch(
             total=np.where(valid, total, 0.0).astype(np.float32), terms=terms, valid=valid
         )
+
+    def move(self, device: torch.device) -> None:
+        """Bring to `device` the models of those rewards that can leave the CPU."""
+        for reward in self.rewards.values():
+            if isinstance(reward, Movable):
+                reward.move(device)
 
     def _normalise(self, name: str, term: NDArray[np.float32]) -> NDArray[np.float64]:
         lowest, highest = self.ranges.get(name, (0.0, 1.0))

@@ -53,8 +53,14 @@ class Preference:
         self._model, self._world = model, world
         self._window = window
         """Steps."""
+        self._device = torch.device("cpu")
         self._batch = batch
         """Clips that are scored at a time."""
+
+    def move(self, device: torch.device) -> None:
+        """The model alone: the conditioning stays where the world has it."""
+        self._model.to(device)
+        self._device = device
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Prompt], clips: Clips) -> NDArray[np.float32]:
@@ -67,11 +73,11 @@ class Preference:
         _, S, K = clips.tokens.shape
         if self._model.num_streams != K:
             raise ValueError(f"grids of {K} streams, the model reads {self._model.num_streams}")
-        conditions = self._conditions([prompt.text for prompt in prompts])
-        tokens = torch.from_numpy(clips.tokens.astype(np.int64))
+        conditions = self._conditions([prompt.text for prompt in prompts]).to(self._device)
+        tokens = torch.from_numpy(clips.tokens.astype(np.int64)).to(self._device)
         ends = tokens[:, : self._window], tokens[:, max(0, S - self._window) :]
         scores = torch.stack([self._scores(end, conditions) for end in ends]).mean(0)
-        found: NDArray[np.float32] = scores.numpy()
+        found: NDArray[np.float32] = scores.cpu().numpy()
         return found
 
     def _conditions(self, texts: Sequence[str]) -> Tensor:

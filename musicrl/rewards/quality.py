@@ -43,8 +43,13 @@ class Quality:
 
     def __init__(self, predictor: MosPredictor, *, batch: int = 64) -> None:
         self._predictor = predictor
+        self._device = torch.device("cpu")
         self._batch = batch
         """Clips that are heard at a time."""
+
+    def move(self, device: torch.device) -> None:
+        self._predictor.to(device)
+        self._device = device
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Prompt], clips: Clips) -> NDArray[np.float32]:
@@ -57,8 +62,8 @@ class Quality:
         (heard,) = np.nonzero(np.isfinite(audio).all(1) & (loudness(audio) > SILENCE_DBFS))
         for part in np.split(heard, range(self._batch, len(heard), self._batch)):
             if len(part):
-                mel = self._predictor.listen(torch.from_numpy(audio[part]))
-                scores[part] = opinions(self._predictor, mel).numpy()
+                mel = self._predictor.listen(torch.from_numpy(audio[part]).to(self._device))
+                scores[part] = opinions(self._predictor, mel).cpu().numpy()
         return scores
 
 

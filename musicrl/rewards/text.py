@@ -31,6 +31,10 @@ class TextAdherence:
         self._batch = batch
         """Windows that are embedded at a time."""
 
+    def move(self, device: torch.device) -> None:
+        """Bring the embedder, with all who share it, to `device`."""
+        self._embedder.move(device)
+
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Prompt], clips: Clips) -> NDArray[np.float32]:
         """float32 [B] for audio [B, N] at any sample rate."""

@@ -82,12 +82,6 @@ def test_preflight_names_the_missing_file(
         preflight(configure(model={"weights": str(tmp_path)}))
 
 
-def test_gpus_for_scorers_are_refused(configure: Configure) -> None:
-    config = configure(cluster={"scorer_gpus": 0.5})
-    with pytest.raises(ValueError, match=r"cluster\.scorer_gpus 0\.5: rewards run on the CPU"):
-        preflight(config)
-
-
 def test_the_folder_of_a_refused_run_is_not_made(configure: Configure) -> None:
     config = configure(evaluation={"prompts": 13})
     with pytest.raises(ValueError, match="held-out prompts"):

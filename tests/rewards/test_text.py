@@ -35,6 +35,9 @@ class Plane:
         level = audio.mean(1)
         return torch.stack([level, (1 - level**2).sqrt()], 1)
 
+    def move(self, device: torch.device) -> None:
+        raise AssertionError("a plane has no device")
+
 
 def prompts(*texts: str) -> list[Prompt]:
     return [Prompt(id=str(i), text=text) for i, text in enumerate(texts)]
