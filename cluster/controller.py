@@ -14,8 +14,9 @@ been published. With max_lag 0 the samplers therefore wait for the learner and t
 in this file differs between the two.
 
 What fails: a chunk whose sampler died, or whose bytes were lost, goes to the front of the queue and
-is made again from its own seeds; a dead scorer's chunk is scored by another; a dead learner is
-started again from the newest checkpoint, with an empty replay. Whatever was in flight then belongs
+is made again from its own seeds; a dead scorer's chunk is scored by another. A chunk at which
+actors keep failing is cut into its prompts, and a prompt at which they keep failing is quarantined:
+its step is trained without it. A dead learner is started again from the newest checkpoint, with an empty replay. Whatever was in flight then belongs
 to an older epoch and is ignored. Errors that are nobody's death end the run, and so does a task
 that misses its deadline, which is named.
 """
@@ -26,11 +27,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from actors.pool import Peer
 from actors.sampler import SampleReport
 from cluster.fleet import Fleet
+from cluster.quarantine import Case, Quarantine
 from cluster.replay import Entry, Replay
 from cluster.supervise import Fault, Lost, Pending, Result, Task
 from musicrl.config import TrainConfig
@@ -38,7 +40,7 @@ from musicrl.evaluation.heldout import EvaluationChunk
 from musicrl.journal import Iteration, Journal, add_up
 from musicrl.learner import StepReport
 from musicrl.prompts import draw
-from musicrl.rollout import Chunk, chunks_of
+from musicrl.rollout import Chunk, chunk_seeds, chunks_of
 from musicrl.run import is_due, is_measured
 from musicrl.stop import StopRequest
 from musicrl.types import Prompt
@@ -46,7 +48,7 @@ from musicrl.types import Prompt
 TICK_SECONDS = 0.5
 """Longest wait without looking at deadlines and at a request to stop."""
 MAX_ATTEMPTS = 5
-"""Times that a chunk is made, or a learner started, before the run gives up."""
+"""Times that a chunk's bytes may be lost, or a learner started, before the run gives up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,8 @@ class Controller:
         self.measure_heldout = measure
         self.epoch = 0
         self.failures: Counter[object] = Counter()
-        self.lost_rollouts = 0
+        self.lost_rollouts = self.num_quarantined = 0
+        self.quarantine = Quarantine(journal.run.folder / "quarantine")
         self.handlers: dict[str, Callable[[Task, Result], None]] = {
             "sample": self.sampled,
             "score": self.scored,
@@ -161,8 +164,18 @@ class Controller:
             prompts = draw(self.prompts, self.config.seed, self.next_step, rollout.prompts_per_step)
             for chunk in chunks_of(self.next_step, prompts, size=rollout.prompts_per_chunk):
                 self.replay.reserve(chunk)
-                self.unsampled.append(chunk)
+                self.unsampled.extend(self.without_quarantined(chunk))
             self.next_step += 1
+
+    def without_quarantined(self, chunk: Chunk) -> tuple[Chunk, ...]:
+        """A reserved chunk, or what is left of it. Raises ConnectionError when nothing of its step
+        is."""
+        if not self.quarantine.touches(chunk):
+            return (chunk,)
+        parts = self.replay.split(chunk)
+        for part in filter(self.quarantine.holds, parts):
+            self.drop(part)
+        return tuple(part for part in parts if not self.quarantine.holds(part))
 
     def listen(self) -> None:
         """Have the fixed prompts played with the weights of the steps at which that is due."""
@@ -229,7 +242,13 @@ class Controller:
         outputs: tuple[Any, ...],
     ) -> None:
         task = Task(
-            kind=kind, peer=peer, doing=doing, subject=subject, outputs=outputs, epoch=self.epoch
+            kind=kind,
+            peer=peer,
+            doing=doing,
+            subject=subject,
+            outputs=outputs,
+            epoch=self.epoch,
+            may_raise=kind in ("sample", "score"),
         )
         self.pending.add(reference, task)
 
@@ -296,10 +315,11 @@ class Controller:
                 seconds=add_up([seconds, report.seconds]),
                 wall_seconds=now - self.learned_at,
                 lost_rollouts=self.lost_rollouts,
+                quarantined=self.num_quarantined,
                 replay_bytes=replay_bytes,
             )
         )
-        self.lost_rollouts = 0
+        self.lost_rollouts = self.num_quarantined = 0
         self.waiting_since = self.learned_at = now
 
     def listened(self, task: Task, result: Result) -> None:
@@ -324,24 +344,78 @@ class Controller:
     # What goes wrong.
 
     def lose_chunk(self, task: Task, chunk: Chunk, lost: Lost) -> None:
-        """Its sampler died: the chunk is made again, from the same seeds."""
+        """Its sampler failed: the chunk is made again, from the same seeds."""
         self.fleet.retire(self.fleet.samplers, task, lost)
-        if self.is_current(task):
+        if not self.is_current(task):
+            return
+        self.lost_rollouts += 1
+        if self.is_suspect(chunk, lost):
+            self.isolate(task, chunk, lost)
+        else:
             self.unsampled.appendleft(chunk)
-            self.lost_rollouts += 1
-            self.count_failure(chunk, lost)
 
     def lose_score(self, task: Task, sampled: Sampled, lost: Lost) -> None:
-        """Its scorer died: another scores it. Its audio is lost: it is made again."""
+        """Its scorer failed: another scores it. Its audio is lost: it is made again."""
         self.fleet.retire(self.fleet.scorers, task, lost)
         if not self.is_current(task):
             return
-        if lost.fault is Fault.PEER:
-            self.unscored.appendleft(sampled)
-        else:
+        if self.is_suspect(sampled.chunk, lost):
+            self.isolate(task, sampled.chunk, lost, sampled)
+        elif lost.fault is Fault.BYTES:
             self.unsampled.appendleft(sampled.chunk)
             self.lost_rollouts += 1
-        self.count_failure(sampled.chunk, lost)
+        else:
+            self.unscored.appendleft(sampled)
+
+    def is_suspect(self, chunk: Chunk, lost: Lost) -> bool:
+        """Count a failure at a chunk; whether it was the last attempt. Lost bytes are no fault of
+        the chunk."""
+        self.count_failure(chunk, lost, is_final=lost.fault is Fault.BYTES)
+        is_last = self.failures[chunk] >= self.config.cluster.max_attempts
+        return is_last and lost.fault is not Fault.BYTES
+
+    def isolate(self, task: Task, chunk: Chunk, lost: Lost, sampled: Sampled | None = None) -> None:
+        """Try the prompts of a chunk one by one; quarantine what is one prompt already."""
+        if len(chunk.prompts) > 1:
+            self.journal.display.say(f"the prompts of {chunk} are tried one by one")
+            return self.unsampled.extendleft(reversed(self.replay.split(chunk)))
+        self.quarantine.add(self.case(task, chunk, lost, sampled))
+        self.num_quarantined += 1
+        self.journal.display.say(f"{chunk} is quarantined in {self.quarantine.folder}")
+        if len(self.quarantine) > self.config.cluster.max_quarantined:
+            self.give_up(f"more than {self.config.cluster.max_quarantined} prompts failed", lost)
+        self.drop(chunk)
+
+    def case(self, task: Task, chunk: Chunk, lost: Lost, sampled: Sampled | None) -> Case:
+        rollouts = None if sampled is None else self.pending.fetch(sampled.rollouts, task)
+        seed, samples = self.config.seed, self.config.rollout.samples_per_prompt
+        return Case(
+            chunk=chunk,
+            doing=f"{task.peer.name}: {task.doing}",
+            error=str(lost),
+            attempts=self.failures[chunk],
+            run_seed=seed,
+            seeds=chunk_seeds(seed, chunk.step, [chunk.first_prompt], samples).tolist(),
+            version=None if sampled is None else sampled.report.version,
+            rollouts=None if isinstance(rollouts, Lost) else rollouts,
+        )
+
+    def drop(self, chunk: Chunk) -> None:
+        """Leave a prompt out of its step. Raises ConnectionError when it was the last one."""
+        self.replay.drop(chunk)
+        if not self.replay.num_prompts(chunk.step):
+            self.give_up(f"every prompt of step {chunk.step} is quarantined")
+
+    def give_up(self, why: str, lost: Lost | None = None) -> NoReturn:
+        """End the run with a checkpoint, if the learner can still write one."""
+        peer, doing = self.fleet.learner, "writing the last checkpoint"
+        task = Task(kind="save", peer=peer, doing=doing, may_raise=True)
+        saved = self.pending.fetch(peer.actor.save.remote(), task)
+        kept = f"no checkpoint: {saved}" if isinstance(saved, Lost) else f"checkpoint {saved}"
+        at_last = f"; at last, {lost}" if lost else ""
+        raise ConnectionError(
+            f"{why} (cluster.max_quarantined; see {self.quarantine.folder}){at_last}; {kept}"
+        )
 
     def lose_step(self, lost: Lost) -> None:
         """The learner died, or rollouts that it was to read are gone."""
@@ -363,11 +437,12 @@ class Controller:
         self.journal.display.say(f"a new learner goes on from version {version}")
         self.begin(version, peer.actor.weights.remote())
 
-    def count_failure(self, what: object, lost: Lost) -> None:
-        """Tell people, and give up after too many. Raises ConnectionError."""
+    def count_failure(self, what: object, lost: Lost, *, is_final: bool = True) -> None:
+        """Tell people, and give up after too many where they are `is_final`. Raises
+        ConnectionError."""
         self.failures[what] += 1
         self.journal.display.say(f"{what} failed: {lost}")
-        if self.failures[what] >= MAX_ATTEMPTS:
+        if is_final and self.failures[what] >= MAX_ATTEMPTS:
             raise ConnectionError(f"{what} failed {MAX_ATTEMPTS} times; at last, {lost}")
 
     def is_current(self, task: Task) -> bool:

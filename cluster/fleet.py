@@ -1,7 +1,7 @@
 """The fleet: the actors of a run and how they come to life, each on the node that it is given.
 
-Samplers restart for ever and their tasks are never retried (a lost rollout is made again from its
-seeds); scorers are pure, so Ray retries them; a learner never restarts by itself.
+Samplers and scorers restart for ever and a learner never does by itself. Ray retries no task: the
+controller does, and counts.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from cluster.supervise import Fault, Lost, Pending, Result, Task
 from learners.learner import LearnerActor
 from musicrl.config import TrainConfig
 from musicrl.world import find_policy, find_world
-
-SCORER_RETRIES = 3
 
 
 class Fleet:
@@ -57,7 +55,7 @@ class Fleet:
 
     def retire(self, pool: Pool, task: Task, lost: Lost) -> None:
         """A peer whose task failed rests until it answers; Ray is starting it again."""
-        if lost.fault is Fault.BYTES:
+        if lost.fault is not Fault.PEER:
             return pool.give(task.peer)
         ping = task.peer.actor.ping.options(max_task_retries=-1).remote()
         self.pending.add(
@@ -115,7 +113,7 @@ def start_scorer(config: TrainConfig, node: str) -> Any:
         num_cpus=cluster.scorer_threads,
         num_gpus=cluster.scorer_gpus,
         max_restarts=-1,
-        max_task_retries=SCORER_RETRIES,
+        max_task_retries=0,
         scheduling_strategy=on_node(node),
     )
     return actor.remote(config)

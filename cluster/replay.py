@@ -10,11 +10,14 @@ sampler can never be more than `max_lag` versions ahead of what the learner will
        └────── evict (too old) ◄───────┘        │
        └────── remake (bytes lost) ◄────────────┘
 
+    reserve ──► split (into single prompts) ──► drop (those that nobody can make)
+
 It holds references and never looks inside them; it knows nothing of Ray.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,11 +59,12 @@ class Replay:
         self._reserved: dict[Key, Chunk] = {}
         self._ready: dict[Key, Entry] = {}
         self._taken: dict[Key, Entry] = {}
+        self._num_dropped: Counter[int] = Counter()
 
     @property
     def num_slots_used(self) -> int:
         chunks = [*self._reserved.values(), *(e.chunk for e in self._entries())]
-        return sum(len(chunk.prompts) for chunk in chunks)
+        return sum(len(chunk.prompts) for chunk in chunks) + self._num_dropped.total()
 
     @property
     def num_bytes(self) -> int:
@@ -87,6 +91,23 @@ class Replay:
             raise ValueError(f"{entry.chunk} was put without a reservation")
         self._ready[entry.chunk.key] = entry
 
+    def split(self, chunk: Chunk) -> tuple[Chunk, ...]:
+        """Reserve the prompts of a reserved chunk one by one in its place."""
+        del self._reserved[chunk.key]
+        parts = chunk.parts()
+        self._reserved.update({part.key: part for part in parts})
+        return parts
+
+    def drop(self, chunk: Chunk) -> None:
+        """Give up a reserved chunk: its step is whole without it, and keeps its slots all the same,
+        so that no later step comes early."""
+        del self._reserved[chunk.key]
+        self._num_dropped[chunk.step] += len(chunk.prompts)
+
+    def num_prompts(self, step: int) -> int:
+        """Prompts that a step is made of."""
+        return self.prompts_per_step - self._num_dropped[step]
+
     def evict(self, version: int) -> tuple[Chunk, ...]:
         """Drop the entries that are too old for a learner at `version`; their slots stay reserved.
 
@@ -102,7 +123,7 @@ class Replay:
         """
         keys = sorted(key for key in self._ready if key[0] == step)
         entries = [self._ready[key] for key in keys]
-        is_whole = sum(len(e.chunk.prompts) for e in entries) == self.prompts_per_step
+        is_whole = sum(len(e.chunk.prompts) for e in entries) == self.num_prompts(step)
         if not is_whole or any(version - e.version > self.max_lag for e in entries):
             return ()
         for key in keys:
@@ -113,6 +134,7 @@ class Replay:
         """Free the slots of a step that was trained on, once its weights are published."""
         for key in [key for key in self._taken if key[0] == step]:
             del self._taken[key]
+        del self._num_dropped[step]
 
     def remake(self, step: int) -> tuple[Chunk, ...]:
         """Put the taken entries of `step` back to reserved: their bytes were lost."""

@@ -53,6 +53,8 @@ class Task:
     outputs: tuple[Any, ...] = ()
     """References to its large returns, which are not fetched."""
     epoch: int = 0
+    may_raise: bool = False
+    """Whether an exception that it raises is a loss too, and not the end of the run."""
 
 
 class Store(Protocol):
@@ -100,14 +102,14 @@ class Pending:
             )
         finished = [(self._pop(reference), reference) for reference in ready]
         self._check_deadlines()
-        return [(task, self._fetch(reference, task)) for task, reference in finished]
+        return [(task, self.fetch(reference, task)) for task, reference in finished]
 
     def call(self, reference: Any, peer: Peer, doing: str) -> Any:
         """The value of one task that nothing else can go on without.
 
         Raises TimeoutError or ConnectionError naming the peer, and what the task raised.
         """
-        value = self._fetch(reference, Task(kind="call", peer=peer, doing=doing))
+        value = self.fetch(reference, Task(kind="call", peer=peer, doing=doing))
         if isinstance(value, Lost):
             raise ConnectionError(f"{peer.name} was {doing} when {value}")
         return value
@@ -122,14 +124,15 @@ class Pending:
             if now > deadline:
                 raise self._too_late(self._tasks[reference])
 
-    def _fetch(self, reference: Any, task: Task) -> Result:
+    def fetch(self, reference: Any, task: Task) -> Result:
+        """One return of a task. Raises as `wait` does."""
         try:
             return self.store.get(reference, timeout=self.timeout_seconds)
         except exceptions.GetTimeoutError as error:
             raise self._too_late(task) from error
         except exceptions.RayError as error:
             fault, cause = classify(error)
-            if fault is Fault.RAISED:
+            if fault is Fault.RAISED and not task.may_raise:
                 raise _blame(task, cause) from error
             return Lost(fault=fault, error=cause)
 

@@ -103,6 +103,11 @@ class ClusterConfig:
     """Object store of a cluster started by this run, MB."""
     task_timeout_seconds: float = 600.0
     """Deadline of one sampling, scoring or learning task."""
+    max_attempts: int = 3
+    """Times that a sampler or scorer may fail at a chunk, and then at one of its prompts alone, before
+    the prompt is quarantined: kept in `<out>/quarantine` and left out from then on."""
+    max_quarantined: int = 8
+    """Prompts of a run that may be quarantined; one more ends it, with a checkpoint."""
     address: str | None = None
     """Ray address to join (none: RAY_ADDRESS, as set by `ray job submit`, else a local cluster)."""
 
@@ -110,6 +115,8 @@ class ClusterConfig:
         _check_least(self, 1, "num_samplers", "num_scorers", "num_learners")
         _check_least(self, 1, "sampler_threads", "scorer_threads", "learner_threads")
         _check_least(self, 0, "sampler_gpus", "scorer_gpus", "learner_gpus", "max_lag")
+        _check_least(self, 1, "max_attempts")
+        _check_least(self, 0, "max_quarantined")
         _check_least(self, 80, "object_store_mb")
         _check_shares(self, "sampler_gpus", "scorer_gpus", "learner_gpus")
         if not self.task_timeout_seconds > 0:

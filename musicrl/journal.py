@@ -46,6 +46,8 @@ class Iteration:
     """From the end of the previous training step to the end of this one."""
     lost_rollouts: int = 0
     """Chunks that were lost with a process and made again."""
+    quarantined: int = 0
+    """Prompts that were given up since the previous step."""
     replay_bytes: int = 0
 
 
@@ -70,6 +72,7 @@ class Totals:
     lags: Counter[int] = field(default_factory=Counter)
     failed_rewards: Counter[str] = field(default_factory=Counter)
     lost_rollouts: int = 0
+    quarantined: int = 0
     last_figures: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -114,6 +117,7 @@ class Journal:
         totals.lags.update(report.lags)
         totals.failed_rewards.update(report.failed_rewards)
         totals.lost_rollouts += iteration.lost_rollouts
+        totals.quarantined += iteration.quarantined
         totals.last_figures = report.figures
         self.metrics.scalars(report.step, _scalars(iteration))
         self.metrics.lags(report.step, report.lags)
@@ -215,6 +219,7 @@ class Journal:
             "lag_histogram": {str(lag): n for lag, n in sorted(totals.lags.items())},
             "failed_rewards": dict(totals.failed_rewards),
             "lost_rollouts": totals.lost_rollouts,
+            "quarantined": totals.quarantined,
             "audio": str(self.audio),
             "versions": versions(),
         }
@@ -255,5 +260,6 @@ def _scalars(iteration: Iteration) -> dict[str, float]:
         "seconds/iteration": iteration.wall_seconds,
         "staleness/max_lag": float(max(report.lags, default=0)),
         "replay/lost_rollouts": float(iteration.lost_rollouts),
+        "replay/quarantined": float(iteration.quarantined),
         "replay/bytes": float(iteration.replay_bytes),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,9 +37,19 @@ class Chunk:
 
     @property
     def key(self) -> tuple[int, int]:
-        return self.step, self.index
+        """Step, and number of the first prompt: of no two chunks the same, and in their order."""
+        return self.step, self.first_prompt
+
+    def parts(self) -> tuple[Chunk, ...]:
+        """Its prompts as chunks of their own: together, the same samples."""
+        return tuple(
+            replace(self, first_prompt=self.first_prompt + i, prompts=(prompt,))
+            for i, prompt in enumerate(self.prompts)
+        )
 
     def __str__(self) -> str:
+        if len(self.prompts) == 1:
+            return f"prompt {self.first_prompt} of step {self.step}"
         return f"chunk {self.index} of step {self.step}"
 
 

@@ -74,6 +74,24 @@ def test_a_stale_entry_is_not_handed_out_but_made_again() -> None:
     assert len(replay.take(5, version=5)) == 1
 
 
+def test_a_step_is_whole_without_the_prompts_that_were_dropped() -> None:
+    replay = Replay(prompts_per_step=4, max_lag=0)
+    a, b = step_chunks(0)
+    replay.reserve(a)
+    replay.reserve(b)
+    replay.put(entry(a, 0))
+    left, right = replay.split(b)
+    assert (left.key, right.key, str(right)) == ((0, 2), (0, 3), "prompt 3 of step 0")
+    replay.put(entry(right, 0))
+    assert replay.take(0, 0) == ()
+    replay.drop(left)
+    replay.check_integrity()
+    assert (replay.num_slots_used, replay.num_prompts(0)) == (4, 3)
+    assert [e.chunk for e in replay.take(0, 0)] == [a, right]
+    replay.release(0)
+    assert replay.num_slots_used == 0
+
+
 def test_lost_bytes_are_reserved_again() -> None:
     replay = Replay(prompts_per_step=4, max_lag=0)
     chunks = step_chunks(0)
@@ -115,6 +133,7 @@ class Trainer(RuleBasedStateMachine):
         self.unsampled: list[Chunk] = []
         self.trained: list[int] = []
         self.in_training: int | None = None
+        self.gone: set[tuple[int, int]] = set()
 
     @precondition(lambda self: self.replay.has_room(4))
     @rule()
@@ -130,6 +149,16 @@ class Trainer(RuleBasedStateMachine):
         chunk = self.unsampled.pop(data.draw(st.integers(0, len(self.unsampled) - 1)))
         self.replay.put(entry(chunk, data.draw(st.integers(0, self.version))))
 
+    @precondition(lambda self: self.unsampled)
+    @rule(data=st.data())
+    def poison(self, data: st.DataObject) -> None:
+        """A chunk that cannot be made: cut into its prompts, of which the first is given up."""
+        chunk = self.unsampled.pop(data.draw(st.integers(0, len(self.unsampled) - 1)))
+        first, *others = self.replay.split(chunk)
+        self.replay.drop(first)
+        self.gone.add(first.key)
+        self.unsampled += others
+
     @precondition(lambda self: self.in_training is None)
     @rule()
     def take(self) -> None:
@@ -137,7 +166,8 @@ class Trainer(RuleBasedStateMachine):
         entries = self.replay.take(self.version, self.version)
         if entries:
             assert all(self.version - e.version <= self.replay.max_lag for e in entries)
-            assert [p for e in entries for p in e.chunk.prompts] == list(prompts(4))
+            left = [p for i, p in enumerate(prompts(4)) if (self.version, i) not in self.gone]
+            assert [p for e in entries for p in e.chunk.prompts] == left
             self.in_training = self.version
 
     @precondition(lambda self: self.in_training is not None)
@@ -172,4 +202,4 @@ def test_chunks_cover_the_prompts_of_a_step_once_and_in_order(count: int, size: 
     chunks = step_chunks(3, count=count, size=size)
     assert [p for chunk in chunks for p in chunk.prompts] == list(prompts(count))
     assert [chunk.first_prompt for chunk in chunks] == list(range(0, count, size))
-    assert [chunk.key for chunk in chunks] == [(3, i) for i in range(len(chunks))]
+    assert [chunk.key for chunk in chunks] == [(3, first) for first in range(0, count, size)]
