@@ -24,6 +24,12 @@ def _train(args: Sequence[str]) -> None:
     train(args)
 
 
+def _submit(args: Sequence[str]) -> None:
+    from cluster.commands.submit import submit
+
+    submit(args)
+
+
 def _solo(args: Sequence[str]) -> None:
     from cluster.commands.train import train_alone
 
@@ -111,6 +117,7 @@ def _config(args: Sequence[str]) -> None:
 VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyType(
     {
         "train": (_train, "train on Ray: [preset or file.yaml] [--field value]"),
+        "submit": (_submit, "run a verb as a job of a Ray cluster: [--field value] -- VERB ..."),
         "solo": (_solo, "train in this one process, without Ray"),
         "sample": (_sample, 'make wav files: "text" ... [--out DIR] [--count N]'),
         "score": (_score, 'score audio files against a text: "text" file.wav ...'),
