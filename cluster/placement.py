@@ -99,7 +99,11 @@ class Misfit(ValueError):
 
     def _sentence(self) -> str:
         lines = self.lines()
-        scarce = [f"{n:g} {name}s" for name, _, _, n in lines[: len(RESOURCES)] if n > GRAIN]
+        scarce = [
+            f"{n:g} {name}{'s' * (n != 1)}"
+            for name, _, _, n in lines[: len(RESOURCES)]
+            if n > GRAIN
+        ]
         lack = f"it lacks {' and '.join(scarce)}" if scarce else "no node has enough left for one"
         homeless = [
             f"{missing:g} of {asked:g} {role}s"
@@ -118,11 +122,12 @@ Plan = Mapping[str, Sequence[str]]
 
 
 def requests_of(cluster: ClusterConfig) -> list[Request]:
-    """What every actor of a run asks for."""
+    """What every actor of a run asks for; of equal ones the learners come first, so that they find
+    room together."""
     kinds = (
+        ("learner", cluster.num_learners, cluster.learner_threads, cluster.learner_gpus),
         ("sampler", cluster.num_samplers, cluster.sampler_threads, cluster.sampler_gpus),
         ("scorer", cluster.num_scorers, cluster.scorer_threads, cluster.scorer_gpus),
-        ("learner", cluster.num_learners, cluster.learner_threads, cluster.learner_gpus),
     )
     return [
         Request(role=role, cpus=float(threads), gpus=gpus)
@@ -188,7 +193,7 @@ SIZES = (_by_gpus, _by_cpus)
 
 def _order(placement: str, node: Node, request: Request) -> tuple[float, ...]:
     """The node to prefer has the least of it. CPU actors leave nodes with GPUs to others; learners
-    stay together however the rest is spread, since they talk in every update."""
+    stay together, where there is room, however the rest is spread, since they talk in every update."""
     wasted = float(bool(node.gpus) and not request.gpus)
     if placement == "spread" and request.role != "learner":
         return node.num_roles[request.role], node.num_roles.total(), wasted

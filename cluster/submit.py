@@ -172,6 +172,7 @@ def exit_code(client: JobSubmissionClient, job: str) -> int:
     print(f"job {job}: {info.status.value.lower()}", flush=True)
     if info.status.value == "SUCCEEDED":
         return 0
-    print(f"musicrl: job {job}: {info.message}", file=sys.stderr)
+    first = (info.message or "no reason is given").splitlines()[0]  # the log's end comes after it
+    print(f"musicrl: job {job}: {first}", file=sys.stderr)
     code = info.driver_exit_code
     return code if code is not None and 0 < code < 256 else 1

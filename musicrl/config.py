@@ -96,7 +96,7 @@ class ClusterConfig:
     learner_gpus: float = 0.0
     placement: Literal["pack", "spread"] = "pack"
     """Nodes of the actors: `pack` fills one after another, `spread` has samplers and scorers on as
-    many as there are; learners stay together. Checked before a run starts."""
+    many as there are; learners stay together where they can. Checked before a run starts."""
     max_lag: int = 0
     """Versions by which a consumed sample may be older than the learner: 0 is synchronous."""
     object_store_mb: int = 512

@@ -84,6 +84,9 @@ def test_spread_has_samplers_everywhere_and_learners_together() -> None:
     assert Counter(spread["sampler"]) == {"a": 2, "b": 2, "c": 2}
     assert Counter(spread["scorer"]) == {"a": 1, "b": 1, "c": 1}
     assert len(set(spread["learner"])) == 1
+    tight = ClusterConfig(**counts, placement="spread", learner_threads=1)  # type: ignore[arg-type]
+    plan = place(tight, [node(name, cpus=4) for name in "abc"])
+    assert len(set(plan["learner"])) == 1
     packed = place(ClusterConfig(**counts), nodes)  # type: ignore[arg-type]
     assert {n for names in packed.values() for n in names} == {"a"}
 
