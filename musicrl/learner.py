@@ -55,9 +55,13 @@ class Learner:
         self.base = world.policy.to(self.device)
         self._save_policy = world.save_policy
         self.sampling = config.rollout.sampling
-        self.policy = copy.deepcopy(world.policy)
+        self.policy = copy.deepcopy(world.policy).requires_grad_(True)
         self.update = PolicyUpdate(
-            self.policy, make_algorithm(config.algorithm), self.sampling, config.update
+            self.policy,
+            make_algorithm(config.algorithm),
+            self.sampling,
+            config.update,
+            reference=self.base,
         )
         self._latest: tuple[StepReport, Weights] | None = None
 

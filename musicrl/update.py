@@ -26,7 +26,8 @@ from musicrl.checkpoint import load_into
 from musicrl.optimizer import Optimizer, choose_parts
 from musicrl.policies.base import Policy
 from musicrl.policies.flat import flatten
-from musicrl.policies.value import ValueNetwork
+from musicrl.policies.recompute import recompute
+from musicrl.policies.value import make_value_network
 from musicrl.ranks import Alone, Ranks
 from musicrl.sampler.sampling import SamplingConfig, grid_log_probs
 from musicrl.types import Experience, Weights
@@ -51,8 +52,8 @@ class PolicyUpdate:
         value: nn.Module | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        """`policy` is trained in place. `reference` is what the KL is measured to (none: a frozen
-        copy of the policy as it is now); `value` maps tokens [B, S, K] and conditions [B, C] to
+        """`policy` is trained in place. `reference` is what the KL is measured to, and is frozen (none:
+        a copy of the policy as it is now); `value` maps tokens [B, S, K] and conditions [B, C] to
         values [B, S, K] (none: made from the policy, if the algorithm needs one); `ranks`
         share the work, and must all be given the same experience (none: alone)."""
         self.policy = policy.eval()
@@ -62,21 +63,24 @@ class PolicyUpdate:
         self.version = 0
         self.ranks: Ranks = ranks or Alone()
         self._streams = cast(Policy, policy).layout.stream_names
-        self._reference = self._frozen(policy if reference is None else reference)
+        self._reference = self._frozen(policy, reference)
         choose_parts(policy, config.parts)
         self._optimizer = Optimizer(policy, config.policy_optimizer)
         self._value: nn.Module | None = None
         self._value_offset: float | None = None  # mean return of the first update
         if algorithm.needs_value:
-            self._value = (ValueNetwork.from_policy(policy) if value is None else value).eval()
+            self._value = (make_value_network(policy) if value is None else value).eval()
             self._value_optimizer = Optimizer(self._value, config.value_optimizer)
+        if config.gradient_checkpointing:
+            recompute(self.policy, self._value)
 
-    def _frozen(self, policy: nn.Module) -> nn.Module | None:
+    def _frozen(self, policy: nn.Module, reference: nn.Module | None) -> nn.Module | None:
         if not (
             self.algorithm.needs_reference_tokens or self.algorithm.needs_reference_distribution
         ):
             return None
-        return copy.deepcopy(policy).eval().requires_grad_(False)
+        found = copy.deepcopy(policy) if reference is None else reference
+        return found.eval().requires_grad_(False)
 
     def step(self, experience: Sequence[Experience]) -> dict[str, float]:
         """Train on `experience`, in the given order, and return the figures of the update.

@@ -35,6 +35,9 @@ class UpdateConfig:
     """First updates in which the value network learns and the policy is held."""
     microbatch_samples: int = 16
     """Clips of one forward and backward pass; changes memory, not the gradient."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of every layer and run it again in the backward pass: a third more work,
+    for activations of one layer at a time. The gradient stays the same."""
     precision: Precision = "float32"
     """Of the networks' products with weights: "bfloat16" is faster where the processor has it; sums,
     losses, gradients and weights stay float32."""

@@ -247,6 +247,26 @@ def test_a_run_goes_on_from_its_checkpoint(short: Any, tmp_path: Path) -> None:
     assert _tensors(resumed, "policy.safetensors") == _tensors(short[0], "policy.safetensors")
 
 
+def test_the_papers_algorithm_trains_a_value_network(world: Path, tmp_path: Path) -> None:
+    """From the same checkpoint; and layers that run again change nothing."""
+    settings: dict[str, Any] = {"iterations": 2, "algorithm": {"baseline": "value"}}
+    plain = _config(world, tmp_path / "plain", **settings)
+    again = _config(
+        world,
+        tmp_path / "again",
+        **settings,
+        update={"gradient_checkpointing": True, "microbatch_samples": 32, "learning_rate": 0.01},
+    )
+    summary = solo(plain)
+    assert solo(again)["evaluation"] == summary["evaluation"]
+    learned = _tensors(plain, "learner.safetensors")
+    assert _tensors(again, "learner.safetensors") == learned
+    begun = load_world(world).policy.state_dict()["token.weight"].numpy().tobytes()
+    assert len({begun, learned["policy/token.weight"], learned["value/trunk.token.weight"]}) == 3
+    assert "value/head.weight" in learned
+    assert "value/trunk.head" not in learned
+
+
 def test_a_checkpoint_carries_the_licence_and_is_exported(alone: Any, tmp_path: Path) -> None:
     config, file = alone[0], _checkpoint(alone[0], "policy.safetensors")
     with safe_open(file, framework="pt") as opened:

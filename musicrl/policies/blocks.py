@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(queries [..., H, D], keys [..., Hkv, D], values [..., Hkv, D]) -> mixed values [..., H, D]."""
@@ -87,6 +88,7 @@ class Block(nn.Module):
         self, *, width: int, num_heads: int, num_kv_heads: int, mlp_ratio: int, num_layers: int
     ) -> None:
         super().__init__()
+        self.is_recomputed = False
         self.attention_norm = nn.LayerNorm(width, bias=False)
         self.attention = Attention(width, num_heads, num_kv_heads)
         self.mlp_norm = nn.LayerNorm(width, bias=False)
@@ -99,9 +101,18 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """x [..., W] to [..., W]."""
+        return keeping_inputs(self._mix, x, attend) if self.is_recomputed else self._mix(x, attend)
+
+    def _mix(self, x: Tensor, attend: Attend) -> Tensor:
         x = x + self.attention(self.attention_norm(x), attend)
         mlp: Tensor = self.down(F.gelu(self.up(self.mlp_norm(x))))
         return x + mlp
+
+
+def keeping_inputs(function: Callable[..., Tensor], *inputs: object) -> Tensor:
+    """`function(*inputs)`, which is run again for its gradient; it must draw no random numbers."""
+    found: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return found
 
 
 def init_linear(linear: nn.Linear, gain: float = 1.0) -> None:

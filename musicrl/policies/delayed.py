@@ -98,6 +98,18 @@ class DelayedLM(nn.Module):
         int64 [B, C] (-1: no condition). Cells that hold no frame are certain of the special token,
         which has no probability elsewhere."""
         B, S, K = tokens.shape
+        hidden = self.hidden(tokens, conditions).flatten(0, 1)
+        with torch.autocast(hidden.device.type, enabled=False):  # as every backend of the sampler
+            logits = self.logits(ReferenceOps(), hidden.float())
+        steps = torch.arange(S, device=tokens.device).repeat(B)
+        ends = torch.full_like(steps, S)
+        marked = [self.marked(k, each, steps, ends) for k, each in enumerate(logits)]
+        whole = torch.stack(marked, dim=1) if K > 1 else marked[0]
+        return whole.view(B, S, K, -1)
+
+    def hidden(self, tokens: Tensor, conditions: Tensor) -> Tensor:
+        """Hidden states [B, S, W] of every step: of what lies before it."""
+        B, S, K = tokens.shape
         ops = ReferenceOps()
         before = F.pad(tokens[:, :-1], (0, 0, 1, 0), value=self.layout.special)
         steps = torch.arange(S, device=tokens.device).repeat(B)
@@ -108,11 +120,8 @@ class DelayedLM(nn.Module):
         for layer in self._layers:
             cross = partial(self._attend_prompts, lens, *layer.prompt(ops, states))
             x = layer(ops, x, partial(self._attend_all, B, steps), cross)
-        logits = self.logits(ops, self.norm(ops, x))
-        ends = torch.full_like(steps, S)
-        marked = [self.marked(k, each, steps, ends) for k, each in enumerate(logits)]
-        whole = torch.stack(marked, dim=1) if K > 1 else marked[0]
-        return whole.view(B, S, K, -1)
+        hidden: Tensor = self.norm(ops, x)
+        return hidden.view(B, S, -1)
 
     def _attend_all(self, B: int, steps: Tensor, qkv: Tensor) -> Tensor:
         """Every step over itself and the steps before it: [B * S, H * D]."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from musicrl.policies.blocks import init_linear
+from musicrl.policies.blocks import init_linear, keeping_inputs
 from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.sampler.ops import Ops
 
@@ -44,6 +44,7 @@ class Layer(nn.Module):
         W, D = config.width, config.head_dim
         inner, kv = config.num_heads * D, config.num_kv_heads * D
         self.config = config
+        self.is_recomputed = False
         self.attention_norm, self.mlp_norm = Norm(config), Norm(config)
         self.qkv = nn.Linear(W, inner + 2 * kv, bias=False)
         self.out = nn.Linear(inner, W, bias=False)
@@ -65,6 +66,11 @@ class Layer(nn.Module):
 
     def forward(self, ops: Ops, x: Tensor, attend: Mix, cross: Mix) -> Tensor:
         """x [N, W] to [N, W]; `attend` mixes steps, `cross` the prompt's states."""
+        if self.is_recomputed:
+            return keeping_inputs(self._mix, ops, x, attend, cross)
+        return self._mix(ops, x, attend, cross)
+
+    def _mix(self, ops: Ops, x: Tensor, attend: Mix, cross: Mix) -> Tensor:
         qkv = ops.linear(self.attention_norm(ops, x), self.qkv.weight)
         x = ops.linear_add(attend(qkv), self.out.weight, x)
         if self.config.has_cross:

@@ -52,7 +52,8 @@ class TextStates(nn.Module):
         encoder = self.frozen.network.to(conditions.device)
         attended = is_text.clone()
         attended[:, 0] = True  # the null prompt's states are dropped, yet must be finite
-        found = encoder(input_ids=conditions.clamp(min=0), attention_mask=attended.long())
+        with torch.autocast(conditions.device.type, enabled=False):  # as in the sampler
+            found = encoder(input_ids=conditions.clamp(min=0), attention_mask=attended.long())
         states: Tensor = found.last_hidden_state
         return states.float()
 
