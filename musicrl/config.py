@@ -16,6 +16,7 @@ from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.check import check_settings
 from musicrl.closest import closest
 from musicrl.guards import GuardConfig
+from musicrl.policies.lora import LoraConfig
 from musicrl.rewards.mix import RewardConfig
 from musicrl.sampler.sampling import SamplingConfig
 from musicrl.settings import build, merge, read_flags, read_yaml, to_tree, to_yaml
@@ -35,6 +36,7 @@ class ModelConfig:
     policy: Path | None = None
     """Policy file to start from and to hold as KL reference, here or in `weights` (none:
     policy.safetensors there)."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +181,11 @@ class TrainConfig:
             samples_per_prompt=self.rollout.samples_per_prompt,
             max_lag=self.cluster.max_lag,
         )
+        if self.model.lora.rank and (self.update.parts or self.update.muon_learning_rate):
+            raise ValueError(
+                "model.lora.rank above 0 leaves nothing to update.parts and "
+                "update.muon_learning_rate: the adapters learn, by Adam"
+            )
         has_kl = self.algorithm.alpha > 0 or self.algorithm.report_kl
         if "max_kl" in self.guards.stop and not has_kl:
             raise ValueError("guards.stop max_kl needs algorithm.alpha above 0 or report_kl")

@@ -10,16 +10,19 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from musicrl.algorithms import make_algorithm
 from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import Divergence, EvaluationChunk, divergence
 from musicrl.playable import PlayableWorld
+from musicrl.policies.lora import Base, adapt
+from musicrl.policies.value import make_value_network
 from musicrl.ranks import Ranks
 from musicrl.rewards.mix import failures
 from musicrl.run import POLICY, Run, read_state
@@ -49,19 +52,28 @@ class Learner:
     def __init__(
         self, world: PlayableWorld, config: TrainConfig, *, device: torch.device | None = None
     ) -> None:
-        """Everything is on `device` (none: the CPU)."""
+        """Everything is on `device` (none: the CPU). The world's policy is the base, and is frozen;
+        with adapters it is what learns, and the base is it without them."""
         torch.manual_seed(config.seed)
         self.device = device or torch.device("cpu")
-        self.base = world.policy.to(self.device)
+        self._lora = config.model.lora
         self._save_policy = world.save_policy
         self.sampling = config.rollout.sampling
-        self.policy = copy.deepcopy(world.policy).requires_grad_(True)
+        algorithm = make_algorithm(config.algorithm)
+        self.base: nn.Module = world.policy.to(self.device)
+        self.policy = world.policy if self._lora.rank else copy.deepcopy(world.policy)
+        self.policy.requires_grad_(True)
+        value = make_value_network(self.policy) if algorithm.needs_value else None
+        if self._lora.rank:
+            adapt(self.policy, self._lora)
+            self.base = Base(self.policy)
         self.update = PolicyUpdate(
             self.policy,
-            make_algorithm(config.algorithm),
+            algorithm,
             self.sampling,
             config.update,
             reference=self.base,
+            value=value,
         )
         self._latest: tuple[StepReport, Weights] | None = None
 
@@ -122,11 +134,20 @@ class Learner:
             self._save_policy(self.policy, folder / POLICY)
             save_tensors(folder / LEARNER, tensors, kind="learner", config={})
 
-        return run.save_checkpoint(self.version, {"learner": numbers}, write)
+        state = {"learner": numbers, **self._lora_state}
+        return run.save_checkpoint(self.version, state, write)
+
+    @property
+    def _lora_state(self) -> dict[str, object]:
+        """What a checkpoint says of adapters, in JSON; nothing without them."""
+        lora = asdict(self._lora) | {"targets": list(self._lora.targets)}
+        return {"lora": lora} if self._lora.rank else {}
 
     def restore(self, checkpoint: Path) -> None:
         """Continue from a checkpoint. Raises ValueError when it does not fit this run."""
         tensors, _ = load_tensors(checkpoint / LEARNER, kind="learner")
+        if read_state(checkpoint).get("lora") != self._lora_state.get("lora"):
+            raise ValueError(f"cannot resume from {checkpoint}: it has another model.lora")
         try:
             self.update.load_state_dict(tensors, read_state(checkpoint)["learner"])
         except (KeyError, ValueError) as fault:

@@ -25,6 +25,7 @@ from musicrl.embedders.clap import Clap
 from musicrl.layout import Layout
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.folder import licence, locate
+from musicrl.policies.lora import merged
 from musicrl.policies.musicgen import KIND, MusicGen
 from musicrl.settings import build, read_yaml
 from musicrl.world import DECODE_CLIPS
@@ -144,7 +145,7 @@ class MusicGenWorld:
     def save_policy(self, policy: nn.Module, path: Path) -> None:
         """Write what learns, with the licence of what it was learned from."""
         config = {**asdict(self.policy.config), "licence": self.model.licence}
-        save_tensors(path, policy.state_dict(), kind=KIND, config=config)
+        save_tensors(path, merged(policy), kind=KIND, config=config)
 
 
 def _find(reference: str, folder: Path, config: MusicGenWorldConfig) -> Path:

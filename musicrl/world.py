@@ -22,6 +22,7 @@ from musicrl.codecs.fine import FINE_FILE, FineShape, FineStage, SoundStorm
 from musicrl.codecs.table import load_codec
 from musicrl.embedders.mulan import MuLan
 from musicrl.layout import Layout
+from musicrl.policies.lora import merged
 from musicrl.policies.musiclm import KIND, MusicLM
 
 SHIPPED = Path(__file__).parent / "data" / "tiny"
@@ -152,8 +153,7 @@ class World:
 
     def save_policy(self, policy: nn.Module, path: Path) -> None:
         """Write a policy of this world's shape, whole or not at all: a file that `load` reads."""
-        tensors = policy.state_dict()
-        save_tensors(path, tensors, kind=KIND, config=self.policy.config_dict)
+        save_tensors(path, merged(policy), kind=KIND, config=self.policy.config_dict)
 
     def move_players(self, device: torch.device) -> None:
         """Bring to `device` all that samples and decodes; the embedder stays where it is."""

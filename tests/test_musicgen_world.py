@@ -267,6 +267,31 @@ def test_the_papers_algorithm_trains_a_value_network(world: Path, tmp_path: Path
     assert "value/trunk.head" not in learned
 
 
+def test_adapters_learn_resume_and_leave_a_policy_as_any_other(world: Path, tmp_path: Path) -> None:
+    def config(out: str, iterations: int, *, rank: int = 2, **settings: Any) -> TrainConfig:
+        model = {"weights": str(world), "lora": {"rank": rank, "targets": ["qkv", "cross_kv"]}}
+        return _config(world, tmp_path / out, model=model, iterations=iterations, **settings)
+
+    whole = config("whole", 4)
+    summary = solo(whole)
+    assert summary["evaluation"]["kl"]["total"]["mean"] > 0
+    solo(config("parts", 2))
+    parts = config("parts", 4, resume=True)
+    solo(parts)
+    file = "policy.safetensors"
+    assert _tensors(parts, file) == _tensors(whole, file)
+    begun = load_world(world).policy.state_dict()
+    learned = load_world(world, _checkpoint(whole, file)).policy.state_dict()
+    moved = {name for name, tensor in begun.items() if not torch.equal(tensor, learned[name])}
+    assert moved == {"layers.0.qkv.weight", "layers.0.cross_kv.weight"}
+    with pytest.raises(ValueError, match=r"cannot resume from .*: it has another model\.lora"):
+        solo(config("parts", 5, rank=3, resume=True))
+    with pytest.raises(
+        ValueError, match=r"model\.lora\.rank above 0 leaves nothing to update\.parts"
+    ):
+        config("refused", 1, update={"parts": ["layers"]})
+
+
 def test_a_checkpoint_carries_the_licence_and_is_exported(alone: Any, tmp_path: Path) -> None:
     config, file = alone[0], _checkpoint(alone[0], "policy.safetensors")
     with safe_open(file, framework="pt") as opened:

@@ -14,15 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from musicrl.policies.lora import merged
 from musicrl.types import Weights
 
 
 def flatten(module: nn.Module, version: int) -> Weights:
-    """A copy of the module's tensors in the order of its `state_dict`.
+    """A copy of the module's tensors in the order of its `state_dict`, adapters merged.
 
     Raises ValueError naming a tensor that is not float32.
     """
-    tensors = module.state_dict()
+    tensors = merged(module)
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float32:
             raise ValueError(f"tensor {name!r} is {tensor.dtype}, only float32 can be published")
