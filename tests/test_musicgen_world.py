@@ -309,6 +309,18 @@ def test_a_checkpoint_carries_the_licence_and_is_exported(alone: Any, tmp_path: 
     assert not torch.equal(learned["head"], begun["head"])
 
 
+def test_a_listening_page_has_the_base_and_what_was_learned(alone: Any, tmp_path: Path) -> None:
+    file, out = _checkpoint(alone[0], "policy.safetensors"), tmp_path / "page"
+    weights = ["--weights", str(alone[0].model.weights), "--prompts", "2", "--out", str(out)]
+    assert main(["listen", str(file), *weights]) == 0
+    columns = json.loads((out / "listening.json").read_text())["columns"]
+    assert list(columns) == ["base", str(file)]
+    base, learned = (column["origin"] for column in columns.values())
+    assert base.startswith("base@")
+    assert learned.startswith("policy@")
+    assert len(list(out.glob("audio/*/*.mp3"))) == 4
+
+
 def test_licences_are_logged(world: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         load_world(world)

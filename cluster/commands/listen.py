@@ -10,6 +10,8 @@ from cluster.commands.flags import print_help, read_settings, split_words, wants
 from musicrl.evaluation.listening import ListenConfig, chosen_prompts, run_listening
 from musicrl.pretrain.world import WorldData
 from musicrl.types import Clips, Prompt
+from musicrl.world import find_world
+from musicrl.worlds import load_world, prompts_of_world
 
 
 def listen(args: Sequence[str]) -> None:
@@ -19,9 +21,11 @@ def listen(args: Sequence[str]) -> None:
     words, flags = split_words(args)
     config = read_settings(ListenConfig, flags)
     config = replace(config, policies=(*map(Path, words), *config.policies))
-    prompts = chosen_prompts(config)
+    if config.weights is not None:
+        config = replace(config, weights=find_world(config.weights))
+    prompts = chosen_prompts(config, prompts_of_world(config.weights))
     real = None if config.world is None else clips_like(config.world, prompts)
-    run_listening(config, prompts, real=real)
+    run_listening(config, prompts, real=real, load=load_world)
 
 
 def clips_like(world: Path, prompts: Sequence[Prompt]) -> Clips:

@@ -10,10 +10,9 @@ beside each clip, since prompts ask for loud and for soft ones.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,14 +27,19 @@ from musicrl.audio import loudness
 from musicrl.evaluation.evaluate import BASE, policy_file
 from musicrl.evaluation.heldout import EVALUATION_STEP
 from musicrl.evaluation.listening_page import Cell, to_html
+from musicrl.evaluation.origin import origin, own_policy
 from musicrl.evaluation.reference import REAL, RECONSTRUCTION, fit, reconstruct
+from musicrl.playable import PlayableWorld
 from musicrl.prompts import SHIPPED, load_prompts
 from musicrl.rollout import RolloutWorker
 from musicrl.sampler.sampling import SamplingConfig
 from musicrl.textfile import write_text
 from musicrl.types import Clips, Prompt
 from musicrl.world import SHIPPED as SHIPPED_WORLD
-from musicrl.world import World, find_policy
+from musicrl.world import World
+
+Load = Callable[[Path, Path | None], PlayableWorld]
+"""The world of a folder, with another policy file if given."""
 
 LOUDNESS_DB, PEAK_DB = -20.0, -1.0
 """Root-mean-square level that clips are brought to, and the peak that none goes above, dB below full
@@ -83,10 +87,11 @@ class Column:
     clips: Clips
 
 
-def chosen_prompts(config: ListenConfig) -> tuple[Prompt, ...]:
-    """Held-out prompts, as far from each other in their table as they can be. Raises ValueError when
-    there are too few."""
-    path = SHIPPED if config.weights is None else config.weights / "prompts.parquet"
+def chosen_prompts(config: ListenConfig, file: Path | None = None) -> tuple[Prompt, ...]:
+    """Held-out prompts of a file (none: of the world's folder), as far from each other in their
+    table as they can be. Raises ValueError when there are too few."""
+    own = SHIPPED if config.weights is None else config.weights / "prompts.parquet"
+    path = file or own
     known = load_prompts(path, split="heldout")
     if len(known) < config.prompts:
         raise ValueError(f"prompts is {config.prompts}, but {path} holds only {len(known)}")
@@ -98,16 +103,17 @@ def run_listening(
     prompts: Sequence[Prompt],
     *,
     real: Clips | None = None,
+    load: Load = World.load,
     console: Console | None = None,
 ) -> dict[str, object]:
     """Sample every policy, write the page, print what it holds; that as JSON has it.
 
-    `real` has a clip for each prompt, where there are real ones. Raises FileNotFoundError or
+    `real` has a clip for each prompt, where there are real ones. `load` reads the worlds. Raises FileNotFoundError or
     ValueError, before anything is written, for what cannot be sampled.
     """
     cells: dict[str, list[Cell]] = {}
     origins: dict[str, str] = {}
-    for number, column in enumerate(columns(config, prompts, real)):
+    for number, column in enumerate(columns(config, prompts, real, load)):
         cells[column.name] = write_column(config.out, number, column)
         origins[column.name] = column.origin
     facts = to_facts(config, prompts, origins, cells)
@@ -121,28 +127,33 @@ def run_listening(
     return facts
 
 
-def columns(config: ListenConfig, prompts: Sequence[Prompt], real: Clips | None) -> list[Column]:
+def columns(
+    config: ListenConfig, prompts: Sequence[Prompt], real: Clips | None, load: Load
+) -> list[Column]:
     """All clips of the page."""
     folder = config.weights or SHIPPED_WORLD
-    files = {BASE: policy_file(config.base, folder) if config.base else find_policy(folder, None)}
+    own = policy_file(config.base, folder) if config.base else own_policy(folder)
+    files: dict[str, Path | None] = {BASE: own}
     files |= {str(path): policy_file(path, folder) for path in config.policies}
-    worlds = {name: World.load(folder, file) for name, file in files.items()}
+    worlds = {name: load(folder, file) for name, file in files.items()}
     found = []
     if real is not None:
-        fitted = fit(real, worlds[BASE])
-        levels = worlds[BASE].policy.config.coarse_levels
+        base = worlds[BASE]
+        if not isinstance(base, World):
+            raise ValueError(f"world {config.world}: {folder} has no place for rendered clips")
+        fitted = fit(real, base)
+        levels = base.policy.config.coarse_levels
         found.append(Column(name=REAL, origin="held-out clips of such a caption", clips=fitted))
         through = f"the same through the codec, {levels} levels"
-        again = reconstruct(fitted, worlds[BASE])
+        again = reconstruct(fitted, base)
         found.append(Column(name=RECONSTRUCTION, origin=through, clips=again))
     for name, world in track(worlds.items(), description="sampling", transient=True):
-        digest = hashlib.blake2b(files[name].read_bytes(), digest_size=4).hexdigest()
-        origin = f"{files[name].stem}@{digest}"
-        found.append(Column(name=name, origin=origin, clips=sampled(world, prompts, config)))
+        made_by = origin(files[name], world.policy)
+        found.append(Column(name=name, origin=made_by, clips=sampled(world, prompts, config)))
     return found
 
 
-def sampled(world: World, prompts: Sequence[Prompt], config: ListenConfig) -> Clips:
+def sampled(world: PlayableWorld, prompts: Sequence[Prompt], config: ListenConfig) -> Clips:
     """A clip of each prompt, as `musicrl evaluate` samples them."""
     _, clips = RolloutWorker(world, config.sampling).generate(
         tuple(prompts),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.signal import find_peaks
-from torch import Tensor
+from torch import Tensor, nn
 
 from musicrl.prompts import attribute
 from musicrl.types import Clips, Prompt
@@ -132,6 +132,8 @@ def _finite(clips: Clips) -> tuple[Tensor, NDArray[np.bool_]]:
 
 
 def _spectra(audio: Tensor, size: int, hop: int) -> Tensor:
-    """Magnitudes [B, size / 2 + 1, frames]."""
+    """Magnitudes [B, size / 2 + 1, frames], three frames at least: silence follows a shorter clip."""
+    missing = max(size // 2 + 1, 2 * hop) - audio.shape[1]
+    audio = nn.functional.pad(audio, (0, max(missing, 0)))
     window = torch.hann_window(size)
     return torch.stft(audio, size, hop, window=window, return_complex=True).abs()

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from musicrl.evaluation.music import Clipping, OnsetTempo, PitchVariety, Sounding, onset_rates
+from musicrl.evaluation.music import (
+    Clipping,
+    OnsetTempo,
+    PitchVariety,
+    Sounding,
+    leading_classes,
+    onset_rates,
+)
 from musicrl.types import Clips, Prompt
 
 RATE, SECONDS = 16_000, 6
@@ -90,3 +97,15 @@ def test_a_clip_that_is_not_finite_has_no_score(
     bad[100] = np.nan
     scores = judge(prompts("fast", "fast"), clips(bad, melody(SCALE, 18)))
     assert np.isnan(scores).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("samples", [800, 1500, 2048])
+def test_clips_shorter_than_a_window_are_heard(samples: int) -> None:
+    """Silence follows them: a tone keeps its pitch, and begins once at most."""
+    tone = (0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)
+    short = clips(tone[:samples])
+    (classes,) = leading_classes(short)
+    assert len(classes)
+    assert not classes.any()
+    (rate,) = onset_rates(short)
+    assert rate * samples / RATE <= 1
