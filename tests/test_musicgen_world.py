@@ -35,10 +35,12 @@ from transformers import (
 from cluster.cli import main
 from cluster.fleet import with_absolute_paths
 from cluster.session import train
+from musicrl.audio import read_wav
 from musicrl.codecs.huggingface import HuggingFaceCodec
 from musicrl.config import TrainConfig, load_config
 from musicrl.embedders.clap import Clap
 from musicrl.policies.musicgen import MusicGen
+from musicrl.preference.pool import read_pool
 from musicrl.run import training_prompts
 from musicrl.settings import build, merge, to_tree
 from musicrl.solo import solo
@@ -319,6 +321,17 @@ def test_a_listening_page_has_the_base_and_what_was_learned(alone: Any, tmp_path
     assert base.startswith("base@")
     assert learned.startswith("policy@")
     assert len(list(out.glob("audio/*/*.mp3"))) == 4
+
+
+def test_a_pool_of_clips_is_sampled_for_listeners(world: Path, tmp_path: Path) -> None:
+    sizes = ["--clips.prompts", "2", "--clips.clips-per-prompt", "3", "--clips.clip-seconds", "0.2"]
+    out = tmp_path / "pool"
+    assert main(["prefs", "pool", "--clips.weights", str(world), *sizes, "--out", str(out)]) == 0
+    clips = read_pool(out)
+    assert sorted(c.prompt.text for c in clips) == sorted(3 * list({c.prompt.text for c in clips}))
+    assert len({c.clip.id for c in clips}) == 6
+    assert {c.clip.policy.split("@")[0] for c in clips} == {"base"}
+    assert {len(read_wav(out / c.wav, sample_rate=RATE)) for c in clips} == {10 * HOP}
 
 
 def test_licences_are_logged(world: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,13 +16,14 @@ from urllib.parse import quote
 
 import uvicorn
 
-from musicrl.preference.pool import TABLE_OF_PROMPTS, load_worker
+from musicrl.preference.pool import load_worker
 from musicrl.preference.server import Rules, make_app
 from musicrl.preference.session import Sessions, read_key
 from musicrl.preference.source import ClipSource, PoolSource, SamplerSource
 from musicrl.preference.store import Store
-from musicrl.prompts import SHIPPED, load_prompts
+from musicrl.prompts import load_prompts
 from musicrl.sampler.sampling import SamplingConfig
+from musicrl.worlds import prompts_of_world
 
 SHUTDOWN_SECONDS = 5
 """That requests in work are given when the server is stopped."""
@@ -131,11 +132,10 @@ def make_source(config: CollectConfig, store: Store) -> ClipSource:
         return PoolSource(config.pool, store)
     worker, name = load_worker(config.weights, config.policy, config.sampling)
     worker.world.steps_of(config.clip_seconds)
-    table = SHIPPED if config.weights is None else config.weights / TABLE_OF_PROMPTS
     return SamplerSource(
         worker,
         name,
-        load_prompts(table, split="train"),
+        load_prompts(prompts_of_world(config.weights), split="train"),
         config.out / "clips",
         store,
         queue=config.queue,

@@ -19,21 +19,22 @@ from rich.progress import track
 
 from musicrl.audio import read_wav, write_wav
 from musicrl.evaluation.evaluate import policy_file
+from musicrl.evaluation.origin import origin, own_policy
 from musicrl.preference.clip import PlayableClip
 from musicrl.preference.dataset import DatasetWriter, check_file, read_batches
 from musicrl.preference.rows import pool_batch, to_pool
 from musicrl.preference.schema import POOL
-from musicrl.prompts import SHIPPED, draw, load_prompts
+from musicrl.prompts import draw, load_prompts
 from musicrl.rollout import RolloutWorker
 from musicrl.sampler.sampling import SamplingConfig
 from musicrl.types import Clips, Prompt, Rollouts, TokenClip
-from musicrl.world import SHIPPED as SHIPPED_WORLD
-from musicrl.world import World, find_policy
+from musicrl.world import find_world
+from musicrl.worlds import load_world, prompts_of_world
 
 POOL_STEP = 2**31 - 2
 """The training step whose random numbers the first policy's clips use, the next policy's those of
 the step before: no run reaches them."""
-TABLE, TABLE_OF_PROMPTS = "pool.parquet", "prompts.parquet"
+TABLE = "pool.parquet"
 CLIPS_AT_ONCE = 32
 
 
@@ -160,7 +161,7 @@ def sample_clips(config: SampledClipsConfig) -> Iterator[SampledClips]:
 
 def pool_prompts(config: SampledClipsConfig) -> tuple[Prompt, ...]:
     """The prompts that are drawn. Raises ValueError when the world has too few."""
-    path = SHIPPED if config.weights is None else config.weights / TABLE_OF_PROMPTS
+    path = prompts_of_world(config.weights)
     known = load_prompts(path, split=config.split)
     if len(known) < config.prompts:
         raise ValueError(f"prompts is {config.prompts}, but {path} holds only {len(known)}")
@@ -170,12 +171,11 @@ def pool_prompts(config: SampledClipsConfig) -> tuple[Prompt, ...]:
 def load_worker(
     weights: Path | None, policy: Path | None, sampling: SamplingConfig
 ) -> tuple[RolloutWorker, str]:
-    """A policy of a world, ready to sample, and its name with a digest of its file."""
-    folder = weights or SHIPPED_WORLD
-    file = find_policy(folder, None) if policy is None else policy_file(policy, folder)
-    worker = RolloutWorker(World.load(folder, file), sampling)
-    digest = hashlib.blake2b(file.read_bytes(), digest_size=4).hexdigest()
-    return worker, f"{file.stem}@{digest}"
+    """A policy of a world, ready to sample, and its name with a digest."""
+    folder = find_world(weights)
+    file = own_policy(folder) if policy is None else policy_file(policy, folder)
+    world = load_world(folder, file)
+    return RolloutWorker(world, sampling), origin(file, world.policy)
 
 
 def playable_clips(rollouts: Rollouts, audio: Clips, policy: str) -> tuple[PlayableClip, ...]:
