@@ -47,6 +47,9 @@ class MusicGenWorldConfig:
     """Length of a whole clip."""
     text_size: int = 64
     """Tokens of the longest text; longer ones are cut."""
+    prompts: Path | None = None
+    """File of the prompts, from the world's folder on (none: prompts.parquet, or, where that is not
+    there, the shipped captions)."""
     downloads: bool = False
     """Fetch a checkpoint of the Hub that is not in the local cache."""
 

@@ -22,13 +22,17 @@ FREEFORM = Path(__file__).parent / "data" / "freeform.csv"
 paper's evaluation set (section 4.3, appendix A), written for this project."""
 ATTRIBUTES = ("instrument", "tempo", "texture", "genre", "loudness", "mode")
 """Columns that say what a caption asks for; all are optional."""
+CAPTION, HELDOUT_FLAG = "caption", "is_audioset_eval"
+"""MusicCaps' columns: the text, and whether a row is of the evaluation part. Its table, as it is
+published, is read as it is."""
 
 
 def load_prompts(path: Path | None = None, split: str | None = None) -> tuple[Prompt, ...]:
     """Prompts of a Parquet, .csv or .txt (one a line) file; none: the shipped captions.
 
     `split` keeps the rows whose column `split` holds that value; a file without the column is taken
-    whole. The order is the file's. Raises FileNotFoundError when the file is missing and
+    whole. A table without the column `text` may be of MusicCaps' form: `caption` is the text, and
+    rows that `is_audioset_eval` marks are `heldout`, the others `train`. The order is the file's. Raises FileNotFoundError when the file is missing and
     ValueError naming the file and the column or line when it cannot be used.
     """
     path = path or SHIPPED
@@ -109,12 +113,12 @@ def _read_txt(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
 def _read_csv(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        _check_columns(path, reader.fieldnames or ())
+        is_captions = _is_captions(path, reader.fieldnames or ())
         rows: list[tuple[int, Mapping[str, str | None]]] = []
         for row in reader:
             if None in row:
                 raise ValueError(f"{path}, line {reader.line_num}: more cells than columns")
-            rows.append((reader.line_num, row))
+            rows.append((reader.line_num, _from_captions(path, row) if is_captions else row))
     return rows
 
 
@@ -123,20 +127,42 @@ def _read_parquet(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as fault:
         raise ValueError(f"{path} is not a readable Parquet file: {fault}") from fault
-    _check_columns(path, table.column_names)
-    known = [c for c in ("id", "text", "split", "source", *ATTRIBUTES) if c in table.column_names]
+    is_captions = _is_captions(path, table.column_names)
+    texts = (CAPTION, HELDOUT_FLAG) if is_captions else ("text",)
+    own = ("id", *texts, "split", "source", *ATTRIBUTES)
+    known = [column for column in own if column in table.column_names]
     for column in known:
         kind = table.schema.field(column).type
-        if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.null()):
+        if column == HELDOUT_FLAG:
+            table = table.set_column(
+                table.column_names.index(column), column, table[column].cast(pyarrow.string())
+            )
+        elif kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.null()):
             raise ValueError(f"{path}: column {column!r} must hold text, not {kind}")
-    return list(enumerate(table.select(known).to_pylist(), 1))
+    rows = table.select(known).to_pylist()
+    found = [_from_captions(path, row) for row in rows] if is_captions else rows
+    return list(enumerate(found, 1))
 
 
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    if "text" not in columns:
-        raise ValueError(
-            f"{path} has no column 'text'; its columns: {', '.join(columns) or 'none'}"
-        )
+def _is_captions(path: Path, columns: Sequence[str]) -> bool:
+    """Whether a table has its texts as MusicCaps has them. Raises ValueError when it has none."""
+    if "text" in columns or CAPTION in columns:
+        return "text" not in columns
+    raise ValueError(
+        f"{path} has no column 'text' or {CAPTION!r}; its columns: {', '.join(columns) or 'none'}"
+    )
+
+
+def _from_captions(path: Path, row: Mapping[str, str | None]) -> Mapping[str, str | None]:
+    """A row of MusicCaps under this project's names."""
+    found = {**row, "text": row[CAPTION]}
+    if HELDOUT_FLAG in row and "split" not in row:
+        splits = {"true": "heldout", "false": "train"}
+        value = (row[HELDOUT_FLAG] or "").lower()
+        if value not in splits:
+            raise ValueError(f"{path}: column {HELDOUT_FLAG!r} holds {value!r}, not true or false")
+        found["split"] = splits[value]
+    return found
 
 
 def _prompt(path: Path, line: int, row: Mapping[str, str | None]) -> Prompt:

@@ -45,6 +45,9 @@ def _own_prompts(folder: Path) -> Path:
 
 def _own_or_shipped_prompts(folder: Path) -> Path:
     """A world without prompts has the captions that ship: any of them is a text to MusicGen."""
+    named = read_yaml(folder / WORLD_FILE).get("prompts")
+    if named is not None:
+        return folder / str(named)
     own = _own_prompts(folder)
     return own if own.is_file() else CAPTIONS
 

@@ -334,6 +334,14 @@ def test_a_pool_of_clips_is_sampled_for_listeners(world: Path, tmp_path: Path) -
     assert {len(read_wav(out / c.wav, sample_rate=RATE)) for c in clips} == {10 * HOP}
 
 
+def test_world_yaml_may_name_the_prompts(world: Path, tmp_path: Path) -> None:
+    settings = (world / "world.yaml").read_text()
+    (tmp_path / "world.yaml").write_text(settings + "prompts: musiccaps.csv\n")
+    (tmp_path / "musiccaps.csv").write_text("caption,is_audioset_eval\nsoft harp,False\n")
+    config = _config(tmp_path, tmp_path / "run")
+    assert [prompt.text for prompt in training_prompts(config)] == ["soft harp"]
+
+
 def test_licences_are_logged(world: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         load_world(world)

@@ -68,14 +68,34 @@ def test_a_csv_file(tmp_path: Path) -> None:
     assert prompt.attributes == (("instrument", "harp"),)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_of_musiccaps_is_read_as_it_is(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"musiccaps.{suffix}"
+    if suffix == "csv":
+        header = "ytid,start_s,end_s,aspect_list,caption,is_balanced_subset,is_audioset_eval\n"
+        first = '-0Gj8,30,40,"[\'soft\']","A soft, slow tune.",False,True\n'
+        path.write_text(header + first + "-0Sdl,30,40,['rock'],Loud rock.,True,False\n")
+    else:
+        captions: list[object] = ["A soft, slow tune.", "Loud rock."]
+        write_table(path, ytid=["-0Gj8", "-0Sdl"], caption=captions, is_audioset_eval=[True, False])
+    assert [p.text for p in load_prompts(path, "heldout")] == ["A soft, slow tune."]
+    assert [p.text for p in load_prompts(path, "train")] == ["Loud rock."]
+    assert {p.source for p in load_prompts(path)} == {"musiccaps"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("p.csv", "caption\nx\n", "p.csv has no column 'text'; its columns: caption"),
+        ("p.csv", "lyrics\nx\n", "p.csv has no column 'text' or 'caption'; its columns: lyrics"),
         ("p.csv", "id,text\na,x\nb, \n", "p.csv, line 3: the prompt is empty"),
         ("p.csv", "text\nx,y\n", "p.csv, line 2: more cells than columns"),
         ("p.csv", "id,text\na,x\na,y\n", "p.csv, line 3: id 'a' is taken by line 2"),
         ("p.csv", "text\n", "p.csv holds no prompts"),
+        (
+            "p.csv",
+            "caption,is_audioset_eval\nx,maybe\n",
+            "p.csv: column 'is_audioset_eval' holds 'maybe', not true or false",
+        ),
         ("p.csv", "text,split\nx,train\n", "p.csv has no prompts of split 'heldout'"),
         ("p.json", "{}", "p.json: prompts must be .parquet, .csv or .txt, not '.json'"),
         ("p.parquet", "no parquet", "p.parquet is not a readable Parquet file"),
