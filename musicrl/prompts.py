@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from musicrl.dataset_folder import read_dataset
 from musicrl.types import Prompt
 
 SHIPPED = Path(__file__).parent / "data" / "tiny" / "prompts.parquet"
@@ -28,15 +29,17 @@ published, is read as it is."""
 
 
 def load_prompts(path: Path | None = None, split: str | None = None) -> tuple[Prompt, ...]:
-    """Prompts of a Parquet, .csv or .txt (one a line) file; none: the shipped captions.
+    """Prompts of a Parquet, .csv or .txt (one a line) file, or of a folder that `datasets` saved;
+    none: the shipped captions.
 
     `split` keeps the rows whose column `split` holds that value; a file without the column is taken
     whole. A table without the column `text` may be of MusicCaps' form: `caption` is the text, and
-    rows that `is_audioset_eval` marks are `heldout`, the others `train`. The order is the file's. Raises FileNotFoundError when the file is missing and
+    rows that `is_audioset_eval` marks are `heldout`, the others `train`. Of a folder's splits all but `train`
+    are `heldout`, where no column says more. The order is the file's. Raises FileNotFoundError when the file is missing and
     ValueError naming the file and the column or line when it cannot be used.
     """
     path = path or SHIPPED
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no prompts at {path}")
     rows = _numbered(path)
     if split is not None and any("split" in row for _, row in rows):
@@ -96,6 +99,8 @@ def _alike(a: Prompt, b: Prompt) -> bool:
 
 def _numbered(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
     """Rows of a file with their numbers: lines of a text, rows of a table, from 1."""
+    if path.is_dir():
+        return _read_folder(path)
     readers = {".parquet": _read_parquet, ".csv": _read_csv, ".txt": _read_txt}
     if path.suffix not in readers:
         raise ValueError(f"{path}: prompts must be .parquet, .csv or .txt, not {path.suffix!r}")
@@ -127,6 +132,20 @@ def _read_parquet(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as fault:
         raise ValueError(f"{path} is not a readable Parquet file: {fault}") from fault
+    return list(enumerate(_table_rows(path, table), 1))
+
+
+def _read_folder(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
+    rows: list[Mapping[str, str | None]] = []
+    for split, table in read_dataset(path):
+        own = {} if split is None else {"split": "train" if split == "train" else "heldout"}
+        rows += [
+            {**own, **row} for row in _table_rows(path if split is None else path / split, table)
+        ]
+    return list(enumerate(rows, 1))
+
+
+def _table_rows(path: Path, table: pyarrow.Table) -> list[Mapping[str, str | None]]:
     is_captions = _is_captions(path, table.column_names)
     texts = (CAPTION, HELDOUT_FLAG) if is_captions else ("text",)
     own = ("id", *texts, "split", "source", *ATTRIBUTES)
@@ -139,9 +158,8 @@ def _read_parquet(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
             )
         elif kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.null()):
             raise ValueError(f"{path}: column {column!r} must hold text, not {kind}")
-    rows = table.select(known).to_pylist()
-    found = [_from_captions(path, row) for row in rows] if is_captions else rows
-    return list(enumerate(found, 1))
+    rows: list[Mapping[str, str | None]] = table.select(known).to_pylist()
+    return [_from_captions(path, row) for row in rows] if is_captions else rows
 
 
 def _is_captions(path: Path, columns: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -81,6 +82,53 @@ def test_a_table_of_musiccaps_is_read_as_it_is(tmp_path: Path, suffix: str) -> N
     assert [p.text for p in load_prompts(path, "heldout")] == ["A soft, slow tune."]
     assert [p.text for p in load_prompts(path, "train")] == ["Loud rock."]
     assert {p.source for p in load_prompts(path)} == {"musiccaps"}
+
+
+def write_dataset(folder: Path, **columns: list[object]) -> None:
+    """As `Dataset.save_to_disk` of the library `datasets` writes it, in two files."""
+    folder.mkdir()
+    table = pa.table(columns)
+    files = [f"data-{number:05d}-of-00002.arrow" for number in range(2)]
+    for number, file in enumerate(files):
+        with pa.ipc.new_stream(folder / file, table.schema) as stream:
+            stream.write_table(table.slice(number, 1 if number == 0 else None))
+    state = {"_data_files": [{"filename": file} for file in files], "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def test_folders_of_datasets_are_read_with_their_splits(tmp_path: Path) -> None:
+    flags: list[object] = [True, False, False]
+    write_dataset(tmp_path / "one", caption=["a", "b", "c"], is_audioset_eval=flags)
+    assert [p.text for p in load_prompts(tmp_path / "one", "train")] == ["b", "c"]
+    assert [p.text for p in load_prompts(tmp_path / "one", "heldout")] == ["a"]
+    both = tmp_path / "both"
+    both.mkdir()
+    (both / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    write_dataset(both / "train", text=["a", "b"], audio=[1, 2])
+    write_dataset(both / "test", text=["c", "d"], audio=[3, 4])
+    assert [p.text for p in load_prompts(both, "train")] == ["a", "b"]
+    assert [p.text for p in load_prompts(both, "heldout")] == ["c", "d"]
+    assert [p.id for p in load_prompts(both)] == ["both-1", "both-2", "both-3", "both-4"]
+
+
+def test_a_damaged_folder_is_named_with_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write_dataset(folder, lyrics=["a", "b"])
+    with pytest.raises(ValueError, match=r"set has no column 'text' or 'caption'.*: lyrics"):
+        load_prompts(folder)
+    file = folder / "data-00001-of-00002.arrow"
+    file.write_bytes(b"no stream at all")
+    with pytest.raises(ValueError, match=r"data-00001-of-00002\.arrow is not a readable Arrow"):
+        load_prompts(folder)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"the dataset lacks .*data-00001-of-00002"):
+        load_prompts(folder)
+    (folder / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"state\.json has no list '_data_files'"):
+        load_prompts(folder)
+    (folder / "state.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no dataset at .*set: it lacks state\.json"):
+        load_prompts(folder)
 
 
 @pytest.mark.parametrize(
