@@ -22,7 +22,8 @@ from musicrl.evaluation.heldout import (
     merge,
     score_chunk,
 )
-from musicrl.evaluation.judges import Ears, judges_of
+from musicrl.evaluation.judges import Ears
+from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import RewardMix
 from musicrl.rollout import RolloutWorker
 from musicrl.types import Clips, Prompt, RewardBatch
@@ -33,6 +34,7 @@ def evaluate_best_of(
     prompts: Sequence[Prompt],
     mix: RewardMix,
     ears: Ears,
+    judges: Sequence[Reward],
     *,
     n: int,
     seed: int,
@@ -40,7 +42,7 @@ def evaluate_best_of(
 ) -> tuple[EvaluationResult, ClipSet]:
     """The best of n clips of each prompt, scored; the first of them is the clip that the policy is
     measured by at the same seed. Its `kl` is `divergence_bound`, not measured."""
-    judges, scores, sets = judges_of(ears), [], []
+    scores, sets = [], []
     chunks = evaluation_chunks(prompts, max(1, clips_per_chunk // n))
     for chunk in track(chunks, description=f"best of {n}", transient=True):
         rollouts, clips = worker.generate(

@@ -30,6 +30,7 @@ from musicrl.evaluation.heldout import (
     score_chunk,
 )
 from musicrl.evaluation.judges import Ears, judges_of
+from musicrl.evaluation.pitch import StablePitch, require_tracker
 from musicrl.evaluation.reference import REAL, reference_sets
 from musicrl.evaluation.table import (
     difference_table,
@@ -40,6 +41,7 @@ from musicrl.evaluation.table import (
 )
 from musicrl.policies.base import Policy
 from musicrl.prompts import FREEFORM, SHIPPED, load_prompts
+from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import RewardConfig, RewardMix, make_mix, refuse_tokens
 from musicrl.rollout import RolloutWorker
 from musicrl.sampler.sampling import SamplingConfig
@@ -79,6 +81,8 @@ class EvaluateConfig:
     """The same seed gives every policy the same random numbers."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    pitch: bool = False
+    """Judge which clips of solo prompts have a stable pitch track (needs the extra `judges`)."""
     json: Path | None = None
     """File that receives the figures and the scores of every prompt."""
 
@@ -93,6 +97,8 @@ class EvaluateConfig:
             raise ValueError(
                 f"best_of must be different numbers from 2 on, got {list(self.best_of)}"
             )
+        if self.pitch:
+            require_tracker()
         if self.audio:
             refuse_tokens(self.reward)
 
@@ -158,6 +164,7 @@ def evaluate_rows(config: EvaluateConfig, *, real: Clips | None = None) -> Evalu
             prompts,
             mix,
             ears,
+            judges_for(config, ears),
             n=n,
             seed=config.seed,
             clips_per_chunk=config.prompts_per_chunk,
@@ -184,7 +191,7 @@ def evaluate_policy(
     config: EvaluateConfig,
 ) -> tuple[EvaluationResult, ClipSet]:
     """Sample one clip of each prompt and score it; the divergence is from `base`."""
-    worker, judges = RolloutWorker(world, config.sampling), judges_of(ears)
+    worker, judges = RolloutWorker(world, config.sampling), judges_for(config, ears)
     scores, divergences, sets = [], [], []
     for chunk in _progress(prompts, config):
         rollouts, clips = worker.generate(
@@ -221,13 +228,18 @@ def evaluate_audio(
 
     Raises FileNotFoundError or ValueError naming the file that is missing or unreadable.
     """
-    judges = judges_of(ears)
+    judges = judges_for(config, ears)
     scores, sets = [], []
     for chunk in _progress(prompts, config):
         clips = read_clips([folder / f"{prompt.id}.wav" for prompt in chunk.prompts], world)
         scores.append(score_chunk(chunk, clips, mix, judges))
         sets.append(describe(clips, ears, texts=[prompt.text for prompt in chunk.prompts]))
     return merge(scores), join(sets)
+
+
+def judges_for(config: EvaluateConfig, ears: Ears) -> tuple[Reward, ...]:
+    """All judges, and that of pitch where it is asked for."""
+    return (*judges_of(ears), *((StablePitch(),) if config.pitch else ()))
 
 
 def read_clips(files: Sequence[Path], world: World) -> Clips:
