@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from cluster.commands.flags import print_help, read_settings, split_words, wants_help
 from musicrl.evaluation.evaluate import EvaluateConfig, run_evaluation
+from musicrl.evaluation.reference import RealClips
 from musicrl.evaluation.spread import SpreadConfig, run_spread
 from musicrl.pretrain.world import WorldData
 from musicrl.types import Clips
@@ -24,14 +27,16 @@ def evaluate(args: Sequence[str]) -> None:
     run_evaluation(config, real=real)
 
 
-def real_clips(world: Path, count: int) -> Clips:
+def real_clips(world: Path, count: int) -> RealClips:
     """The first clips of a rendered world's test split, `count` or all that it has.
 
     Raises FileNotFoundError or ValueError naming the folder when it holds no such split.
     """
     data = WorldData(world, "test")
-    audio = data.audio(range(min(count, len(data)))).numpy()
-    return Clips(audio=audio, sample_rate=data.sample_rate)
+    indices = range(min(count, len(data)))
+    clips = Clips(audio=data.audio(indices).numpy(), sample_rate=data.sample_rate)
+    solo = np.array([data.attributes[i].texture == "solo" for i in indices], bool)
+    return RealClips(clips=clips, solo=solo)
 
 
 def spread(args: Sequence[str]) -> None:

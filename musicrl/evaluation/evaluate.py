@@ -19,6 +19,7 @@ from rich.progress import track
 from musicrl.audio import read_wav
 from musicrl.evaluation.bestof import evaluate_best_of
 from musicrl.evaluation.clipset import ClipSet, SetFigures, describe, join, set_figures
+from musicrl.evaluation.figures import Figure
 from musicrl.evaluation.heldout import (
     EVALUATION_STEP,
     EvaluationChunk,
@@ -31,8 +32,10 @@ from musicrl.evaluation.heldout import (
 )
 from musicrl.evaluation.judges import Ears, judges_of
 from musicrl.evaluation.pitch import StablePitch, require_tracker
-from musicrl.evaluation.reference import REAL, reference_sets
+from musicrl.evaluation.reconstruction import REAL
+from musicrl.evaluation.reference import RealClips, measure_references
 from musicrl.evaluation.table import (
+    codec_table,
     difference_table,
     frontier,
     frontier_table,
@@ -82,7 +85,8 @@ class EvaluateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     pitch: bool = False
-    """Judge which clips of solo prompts have a stable pitch track (needs the extra `judges`)."""
+    """Judge which clips of solo prompts have a stable pitch track and, with `world`, what the codec
+    keeps of the pitch of real solos (needs the extra `judges`)."""
     json: Path | None = None
     """File that receives the figures and the scores of every prompt."""
 
@@ -113,10 +117,12 @@ class Evaluation:
     """The same, after real clips and their reconstructions where there are real ones."""
     reference: str | None
     """What the distances of the sets are to; None: there are none."""
+    codec: dict[str, dict[str, Figure]]
+    """What the codec keeps of real clips, by number of levels; empty without any."""
 
 
 def run_evaluation(
-    config: EvaluateConfig, console: Console | None = None, *, real: Clips | None = None
+    config: EvaluateConfig, console: Console | None = None, *, real: RealClips | None = None
 ) -> dict[str, object]:
     """Measure every row, print the tables, write the JSON file if asked; what it holds.
 
@@ -137,6 +143,8 @@ def run_evaluation(
     console.print(
         NO_REFERENCE if to is None else f"distances are to the {to} clips", soft_wrap=True
     )
+    if evaluation.codec:
+        console.print(codec_table(evaluation.codec))
     report = to_report(config, evaluation)
     if config.json is not None:
         config.json.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +152,7 @@ def run_evaluation(
     return report
 
 
-def evaluate_rows(config: EvaluateConfig, *, real: Clips | None = None) -> Evaluation:
+def evaluate_rows(config: EvaluateConfig, *, real: RealClips | None = None) -> Evaluation:
     """The results and the sets of the base, of each policy and of each folder of audio, by name."""
     assert (real is None) == (config.world is None), "the real clips are those of the world"
     folder = config.weights or SHIPPED_WORLD
@@ -153,7 +161,11 @@ def evaluate_rows(config: EvaluateConfig, *, real: Clips | None = None) -> Evalu
     worlds = {name: World.load(folder, file) for name, file in policies.items()}
     base = World.load(folder, config.base and policy_file(config.base, folder))
     mix, ears = make_mix(config.reward, base), Ears.load(config.weights)
-    real_sets = None if real is None else reference_sets(real, base, ears, size=len(prompts))
+    measured = (
+        None
+        if real is None
+        else measure_references(real, base, ears, size=len(prompts), pitch=config.pitch)
+    )
     rows = {
         name: evaluate_policy(world, prompts, mix, ears, base=base.policy, config=config)
         for name, world in {BASE: base, **worlds}.items()
@@ -172,12 +184,16 @@ def evaluate_rows(config: EvaluateConfig, *, real: Clips | None = None) -> Evalu
     for folder in config.audio:
         rows[str(folder)] = evaluate_audio(folder, prompts, mix, ears, base, config=config)
     sets = {name: clips for name, (_, clips) in rows.items()}
-    reference, beside = real_sets or (sets[BASE] if config.base else None, {})
+    if measured is None:
+        reference, beside = sets[BASE] if config.base else None, {}
+    else:
+        reference, beside = measured.first, measured.beside
     streams = base.layout.stream_names
     return Evaluation(
         results={name: result for name, (result, _) in rows.items()},
         sets={k: set_figures(v, reference, streams) for k, v in {**beside, **sets}.items()},
-        reference=REAL if real_sets else BASE if config.base else None,
+        reference=REAL if measured else BASE if config.base else None,
+        codec=measured.codec if measured else {},
     )
 
 
@@ -289,6 +305,10 @@ def to_report(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, objec
         "sets": {
             "reference": evaluation.reference,
             "rows": {name: found.to_json() for name, found in evaluation.sets.items()},
+        },
+        "codec": {
+            name: {key: found.to_json() for key, found in row.items()}
+            for name, row in evaluation.codec.items()
         },
     }
 

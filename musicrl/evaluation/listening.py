@@ -28,7 +28,8 @@ from musicrl.evaluation.evaluate import BASE, policy_file
 from musicrl.evaluation.heldout import EVALUATION_STEP
 from musicrl.evaluation.listening_page import Cell, to_html
 from musicrl.evaluation.origin import origin, own_policy
-from musicrl.evaluation.reference import REAL, RECONSTRUCTION, fit, reconstruct
+from musicrl.evaluation.reconstruction import REAL
+from musicrl.evaluation.reference import RECONSTRUCTION, fit, reconstruct
 from musicrl.playable import PlayableWorld
 from musicrl.prompts import SHIPPED, load_prompts
 from musicrl.rollout import RolloutWorker

@@ -73,9 +73,14 @@ class StablePitch:
         return scores
 
 
+def has_tracker() -> bool:
+    """Whether the tracker is installed."""
+    return find_spec("swift_f0") is not None
+
+
 def require_tracker() -> None:
     """Raises ValueError saying what to install where the tracker is missing."""
-    if find_spec("swift_f0") is None:
+    if not has_tracker():
         raise ValueError(MISSING)
 
 

@@ -8,33 +8,65 @@ of its tokens can undo. Where the clips come from is decided elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 
 from musicrl.audio import resample
 from musicrl.evaluation.clipset import ClipSet, describe, join
+from musicrl.evaluation.figures import Figure
 from musicrl.evaluation.judges import Ears
+from musicrl.evaluation.reconstruction import REAL, codec_figures
 from musicrl.types import Clips
 from musicrl.world import DECODE_CLIPS, World
 
-REAL, RECONSTRUCTION = "real", "reconstruction"
+RECONSTRUCTION = "reconstruction"
 
 
-def reference_sets(
-    real: Clips, world: World, ears: Ears, *, size: int
-) -> tuple[ClipSet, dict[str, ClipSet]]:
-    """The reference, and the rows beside a policy's, each of at most `size` clips.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RealClips:
+    """Clips that nobody sampled, and which of them are of one voice."""
+
+    clips: Clips
+    solo: NDArray[np.bool_]
+    """bool [B]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class References:
+    """What is measured of real clips alone."""
+
+    first: ClipSet
+    """What distances are to."""
+    beside: dict[str, ClipSet]
+    """The rows beside a policy's."""
+    codec: dict[str, dict[str, Figure]]
+    """What the codec keeps of the second half, by number of levels (`codec_figures`)."""
+
+
+def measure_references(
+    real: RealClips, world: World, ears: Ears, *, size: int, pitch: bool = False
+) -> References:
+    """Each row of at most `size` clips; `pitch` asks for that of solos through the codec.
 
     Raises ValueError when there are fewer than four real clips, or shorter ones than the policy's.
     """
-    half = min(size, len(real.audio) // 2)
+    half = min(size, len(real.clips.audio) // 2)
     if half < 2:
-        raise ValueError(f"distances need four real clips or more, got {len(real.audio)}")
-    fitted = fit(real, world)
+        raise ValueError(f"distances need four real clips or more, got {len(real.clips.audio)}")
+    fitted = fit(real.clips, world)
     first, second = _rows(fitted, 0, half), _rows(fitted, half, 2 * half)
     beside = {REAL: second, RECONSTRUCTION: reconstruct(second, world)}
-    return describe_all(first, ears), {k: describe_all(v, ears) for k, v in beside.items()}
+    levels = sorted({world.policy.config.coarse_levels, world.codec.num_codebooks})
+    solo = real.solo[half : 2 * half]
+    return References(
+        first=describe_all(first, ears),
+        beside={name: describe_all(clips, ears) for name, clips in beside.items()},
+        codec=codec_figures(world.codec, second.audio, solo, levels, pitch=pitch),
+    )
 
 
 def fit(clips: Clips, world: World) -> Clips:

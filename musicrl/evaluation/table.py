@@ -54,18 +54,27 @@ def frontier_table(results: Mapping[str, EvaluationResult]) -> Table:
     return table
 
 
+def codec_table(rows: Mapping[str, Mapping[str, Figure]]) -> Table:
+    """What a codec keeps of real clips, one column for a number of levels."""
+    return _table("real clips through the codec", rows)
+
+
 def set_table(rows: Mapping[str, Mapping[str, object]]) -> Table:
     """Numbers of whole sets of clips."""
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    table = Table("set of clips", *rows)
-    for name in names:
-        table.add_row(name, *(str(row[name]) if name in row else "-" for row in rows.values()))
-    return table
+    return _table("set of clips", rows)
 
 
 def signed(change: Figure) -> str:
     """A difference with its sign, as `+0.120 ± 0.015`."""
     return f"+{change}" if change.count and change.mean >= 0 else str(change)
+
+
+def _table(title: str, rows: Mapping[str, Mapping[str, object]]) -> Table:
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    table = Table(title, *rows)
+    for name in names:
+        table.add_row(name, *(str(row[name]) if name in row else "-" for row in rows.values()))
+    return table
 
 
 def _divergence(result: EvaluationResult) -> str:

@@ -12,6 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from musicrl.codecs.base import Codec
 from musicrl.codecs.spectral import SpectralCodec, SpectralCodecConfig
+from musicrl.evaluation.pitch import has_tracker
+from musicrl.evaluation.reconstruction import codec_figures
 from musicrl.pretrain.progress import track
 from musicrl.pretrain.world import WorldData
 
@@ -77,52 +79,18 @@ def _fit_components(codec: SpectralCodec, data: WorldData, config: CodecStageCon
     codec.components.copy_(vectors[:, values.argsort(descending=True)[: codec.components.shape[1]]])
 
 
-@torch.no_grad()
 def measure_codec(
     codec: Codec, data: WorldData, coarse_levels: int, *, clips: int = 96
 ) -> dict[str, float]:
-    """Figures of clips decoded from their coarse and from all levels: mean absolute difference of
-    log magnitudes, nats, and correlation of chroma."""
-    facts: dict[str, float] = {}
-    clips = min(clips, len(data))
-    for levels in sorted({min(coarse_levels, codec.num_codebooks), codec.num_codebooks}):
-        errors, correlations = [], []
-        for batch in np.array_split(np.arange(clips), -(-clips // 16)):
-            audio = data.audio(batch)
-            rebuilt = codec.decode(codec.encode(audio)[:, :levels])
-            errors.append(log_spectral_distance(audio, rebuilt, codec.sample_rate))
-            correlations.append(chroma_correlation(audio, rebuilt, codec.sample_rate))
-        facts[f"log_spectral_distance/{levels}"] = float(torch.cat(errors).mean())
-        facts[f"chroma_correlation/{levels}"] = float(torch.cat(correlations).mean())
-    return facts
-
-
-def log_spectral_distance(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
-    """Mean absolute difference of log magnitudes [B], nats, floor -60 dB below full scale; spectra
-    of 80 ms, every 20 ms."""
-    size, hop = round(0.08 * sample_rate), round(0.02 * sample_rate)
-    window = torch.hann_window(size)
-    spectra = (torch.stft(x, size, hop, window=window, return_complex=True).abs() for x in (a, b))
-    first, second = (torch.log(magnitudes / size * 4 + 1e-3) for magnitudes in spectra)
-    return (first - second).abs().mean((1, 2))
-
-
-def chroma_correlation(a: Tensor, b: Tensor, sample_rate: int) -> Tensor:
-    """Mean over sounding frames of the correlation of 12-bin chroma [B], 100 Hz to 2.1 kHz."""
-    size, hop = 4096, 1024
-    window = torch.hann_window(size)
-    frequency = torch.arange(1, size // 2) * sample_rate / size
-    pitch = 12 * torch.log2(frequency / 440) + 9
-    distance = (pitch[None] - torch.arange(12)[:, None] + 6) % 12 - 6
-    weights = torch.exp(-0.5 * (distance / 0.3) ** 2) * ((frequency > 100) & (frequency < 2100))
-    chroma = [
-        weights
-        @ torch.stft(x, size, hop, window=window, return_complex=True).abs()[:, 1 : size // 2]
-        for x in (a, b)
-    ]
-    sounding = chroma[0].sum(1) > 0.03 * chroma[0].sum(1).amax(1, keepdim=True)
-    centred = [x - x.mean(1, keepdim=True) for x in chroma]
-    scale = centred[0].norm(dim=1) * centred[1].norm(dim=1)
-    correlation = (centred[0] * centred[1]).sum(1) / scale.clamp(min=1e-6)
-    mean: Tensor = (correlation * sounding).sum(1) / sounding.sum(1).clamp(min=1)
-    return mean
+    """Figures (`codec_figures`) of clips decoded from their coarse and from all levels, as
+    `name/levels`; those of pitch where a tracker is installed."""
+    indices = np.arange(min(clips, len(data)))
+    solo = np.array([data.attributes[i].texture == "solo" for i in indices], bool)
+    levels = sorted({min(coarse_levels, codec.num_codebooks), codec.num_codebooks})
+    audio = data.audio(indices).numpy()
+    rows = codec_figures(codec, audio, solo, levels, pitch=has_tracker())
+    return {
+        f"{name.replace('-', '_')}/{count}": found.mean
+        for count in levels
+        for name, found in rows[f"{count} levels"].items()
+    }

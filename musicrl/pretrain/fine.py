@@ -22,8 +22,8 @@ from musicrl.codecs.fine import FINE_FILE, FineShape, FineSizes, SoundStorm
 from musicrl.codecs.semantic import SemanticTokenizer
 from musicrl.codecs.table import load_codec
 from musicrl.device import role_device
+from musicrl.evaluation.reconstruction import chroma_correlation, log_spectral_distance
 from musicrl.pretrain.checkpoints import StageCheckpoint
-from musicrl.pretrain.codec import chroma_correlation, log_spectral_distance
 from musicrl.pretrain.codes import CodeData
 from musicrl.pretrain.embedder import schedule
 from musicrl.pretrain.progress import track
