@@ -13,12 +13,13 @@ been published. With max_lag 0 the samplers therefore wait for the learner and t
 `musicrl solo` bit for bit; with max_lag 1 they make the next step's chunks meanwhile. Nothing else
 in this file differs between the two.
 
-What fails: a chunk whose sampler died, or whose bytes were lost, goes to the front of the queue and
-is made again from its own seeds; a dead scorer's chunk is scored by another. A chunk at which
-actors keep failing is cut into its prompts, and a prompt at which they keep failing is quarantined:
-its step is trained without it. A dead learner is started again from the newest checkpoint, with an empty replay. Whatever was in flight then belongs
-to an older epoch and is ignored. Errors that are nobody's death end the run, and so does a task
-that misses its deadline, which is named.
+What fails: a chunk whose sampler died, or whose bytes were lost, goes to the front of the queue
+and is made again from its own seeds; a dead scorer's chunk is scored by another. A chunk at which
+actors keep failing is cut into its prompts, and a prompt at which they keep failing is
+quarantined: its step is trained without it. A dead learner is started again from the newest
+checkpoint, with an empty replay. Whatever was in flight then belongs to an older epoch and is
+ignored. Errors that are nobody's death end the run, and so does a task that misses its deadline,
+which is named.
 """
 
 from __future__ import annotations
