@@ -83,7 +83,7 @@ def measure_codec(
     codec: Codec, data: WorldData, coarse_levels: int, *, clips: int = 96
 ) -> dict[str, float]:
     """Figures (`codec_figures`) of clips decoded from their coarse and from all levels, as
-    `name/levels`; those of pitch where a tracker is installed."""
+    `name/levels`; those of pitch where a tracker is installed and hears any."""
     indices = np.arange(min(clips, len(data)))
     solo = np.array([data.attributes[i].texture == "solo" for i in indices], bool)
     levels = sorted({min(coarse_levels, codec.num_codebooks), codec.num_codebooks})
@@ -93,4 +93,5 @@ def measure_codec(
         f"{name.replace('-', '_')}/{count}": found.mean
         for count in levels
         for name, found in rows[f"{count} levels"].items()
+        if found.count
     }

@@ -188,7 +188,7 @@ def test_the_codec_learns_and_a_stopped_training_goes_on(
     monkeypatch.setattr(stage, "update", watched)
     facts = train_soundstream(config)
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
-    assert set(facts) == {
+    assert set(facts) >= {  # and the pitch of solos, where a tracker is installed
         f"{name}/{levels}"
         for name in ("log_spectral_distance", "chroma_correlation")
         for levels in (2, 3)
