@@ -34,9 +34,10 @@ def load_prompts(path: Path | None = None, split: str | None = None) -> tuple[Pr
 
     `split` keeps the rows whose column `split` holds that value; a file without the column is taken
     whole. A table without the column `text` may be of MusicCaps' form: `caption` is the text, and
-    rows that `is_audioset_eval` marks are `heldout`, the others `train`. Of a folder's splits all but `train`
-    are `heldout`, where no column says more. The order is the file's. Raises FileNotFoundError when the file is missing and
-    ValueError naming the file and the column or line when it cannot be used.
+    rows that `is_audioset_eval` marks are `heldout`, the others `train`. Of a folder's splits all
+    but `train` are `heldout`, where no column says more. The order is the file's. Raises
+    FileNotFoundError when the file is missing and ValueError naming the file and the column or line
+    when it cannot be used.
     """
     path = path or SHIPPED
     if not path.exists():

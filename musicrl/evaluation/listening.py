@@ -109,8 +109,8 @@ def run_listening(
 ) -> dict[str, object]:
     """Sample every policy, write the page, print what it holds; that as JSON has it.
 
-    `real` has a clip for each prompt, where there are real ones. `load` reads the worlds. Raises FileNotFoundError or
-    ValueError, before anything is written, for what cannot be sampled.
+    `real` has a clip for each prompt, where there are real ones. `load` reads the worlds. Raises
+    FileNotFoundError or ValueError, before anything is written, for what cannot be sampled.
     """
     cells: dict[str, list[Cell]] = {}
     origins: dict[str, str] = {}

@@ -46,7 +46,7 @@ def codec_figures(
     With `pitch`, the clips that are `solo` (bool [B]) are tracked; it then raises ValueError where
     the tracker is not installed.
     """
-    rebuilt = {n: through(codec, audio, n) for n in levels}
+    rebuilt = dict(zip(levels, through(codec, audio, levels), strict=True))
     rows = {
         f"{n} levels": spectral_columns(audio, heard, codec.sample_rate)
         for n, heard in rebuilt.items()
@@ -64,10 +64,17 @@ def codec_figures(
 
 
 @torch.inference_mode()
-def through(codec: Codec, audio: NDArray[np.float32], levels: int) -> NDArray[np.float32]:
-    """Clips float32 [B, N] decoded from their first `levels` levels."""
-    shown = track(torch.from_numpy(audio).split(BATCH), f"{levels} levels", transient=True)
-    return torch.cat([codec.decode(codec.encode(part)[:, :levels]) for part in shown]).numpy()
+def through(
+    codec: Codec, audio: NDArray[np.float32], levels: Sequence[int]
+) -> list[NDArray[np.float32]]:
+    """Clips float32 [B, N], encoded once, decoded from their first levels, by each number."""
+    parts: list[list[Tensor]] = [[] for _ in levels]
+    batches = torch.from_numpy(audio).split(BATCH)
+    for batch in track(batches, description="through the codec", transient=True):
+        codes = codec.encode(batch)
+        for part, count in zip(parts, levels, strict=True):
+            part.append(codec.decode(codes[:, :count]))
+    return [torch.cat(part).numpy() for part in parts]
 
 
 def spectral_columns(
