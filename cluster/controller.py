@@ -13,43 +13,36 @@ been published. With max_lag 0 the samplers therefore wait for the learner and t
 `musicrl solo` bit for bit; with max_lag 1 they make the next step's chunks meanwhile. Nothing else
 in this file differs between the two.
 
-What fails: a chunk whose sampler died, or whose bytes were lost, goes to the front of the queue
-and is made again from its own seeds; a dead scorer's chunk is scored by another. A chunk at which
-actors keep failing is cut into its prompts, and a prompt at which they keep failing is
-quarantined: its step is trained without it. A dead learner is started again from the newest
-checkpoint, with an empty replay. Whatever was in flight then belongs to an older epoch and is
-ignored. Errors that are nobody's death end the run, and so does a task that misses its deadline,
-which is named.
+What fails is put right by `cluster.recovery`, and whatever was in flight when a learner died belongs
+to an older epoch and is ignored. Errors that are nobody's death end the run, and so does a task that
+misses its deadline, which is named.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from actors.pool import Peer
 from actors.sampler import SampleReport
 from cluster.fleet import Fleet
-from cluster.quarantine import Case, Quarantine
+from cluster.recovery import Recovery
 from cluster.replay import Entry, Replay
-from cluster.supervise import Fault, Lost, Pending, Result, Task
+from cluster.supervise import Lost, Pending, Result, Task
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import EvaluationChunk
 from musicrl.journal import Iteration, Journal, add_up
 from musicrl.learner import StepReport
 from musicrl.prompts import draw
-from musicrl.rollout import Chunk, chunk_seeds, chunks_of
+from musicrl.rollout import Chunk, chunks_of
 from musicrl.run import is_due, is_measured
 from musicrl.stop import StopRequest
 from musicrl.types import Prompt
 
 TICK_SECONDS = 0.5
 """Longest wait without looking at deadlines and at a request to stop."""
-MAX_ATTEMPTS = 5
-"""Times that a chunk's bytes may be lost, or a learner started, before the run gives up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +83,8 @@ class Controller:
         self.heard = heard
         self.measure_heldout = measure
         self.epoch = 0
-        self.failures: Counter[object] = Counter()
-        self.lost_rollouts = self.num_quarantined = 0
-        self.quarantine = Quarantine(journal.run.folder / "quarantine")
+        self.clock = fleet.pending.clock
+        self.recovery = Recovery(self)
         self.handlers: dict[str, Callable[[Task, Result], None]] = {
             "sample": self.sampled,
             "score": self.scored,
@@ -152,7 +144,7 @@ class Controller:
         self.unscored: deque[Sampled] = deque()
         self.unheard: deque[tuple[int, Any]] = deque()
         self.is_unmeasured = False
-        self.waiting_since = self.learned_at = time.monotonic()
+        self.waiting_since = self.learned_at = self.clock()
 
     # What is sent out, in the order in which data flows.
 
@@ -165,18 +157,8 @@ class Controller:
             prompts = draw(self.prompts, self.config.seed, self.next_step, rollout.prompts_per_step)
             for chunk in chunks_of(self.next_step, prompts, size=rollout.prompts_per_chunk):
                 self.replay.reserve(chunk)
-                self.unsampled.extend(self.without_quarantined(chunk))
+                self.unsampled.extend(self.recovery.without_quarantined(chunk))
             self.next_step += 1
-
-    def without_quarantined(self, chunk: Chunk) -> tuple[Chunk, ...]:
-        """A reserved chunk, or what is left of it. Raises ConnectionError when nothing of its step
-        is."""
-        if not self.quarantine.touches(chunk):
-            return (chunk,)
-        parts = self.replay.split(chunk)
-        for part in filter(self.quarantine.holds, parts):
-            self.drop(part)
-        return tuple(part for part in parts if not self.quarantine.holds(part))
 
     def listen(self) -> None:
         """Have the fixed prompts played with the weights of the steps at which that is due."""
@@ -194,7 +176,7 @@ class Controller:
                 return
         self.is_unmeasured = False
         self.measure_heldout(self.version, self.weights)
-        self.waiting_since = self.learned_at = time.monotonic()
+        self.waiting_since = self.learned_at = self.clock()
 
     def sample(self) -> None:
         """Give the oldest chunks to idle samplers, with the newest weights."""
@@ -223,7 +205,7 @@ class Controller:
             return
         peer, pairs = self.fleet.learner, [(entry.rollouts, entry.rewards) for entry in entries]
         report, weights = peer.actor.step.remote(self.version, pairs)
-        waited = {"wait": time.monotonic() - self.waiting_since}
+        waited = {"wait": self.clock() - self.waiting_since}
         seconds = add_up([waited, *(entry.seconds for entry in entries)])
         self.send(report, "learn", peer, f"training step {self.version}", seconds, (weights,))
 
@@ -263,7 +245,7 @@ class Controller:
     def sampled(self, task: Task, result: Result) -> None:
         """A chunk has been sampled and decoded: on to a scorer."""
         if isinstance(result, Lost):
-            return self.lose_chunk(task, task.subject, result)
+            return self.recovery.lose_chunk(task, task.subject, result)
         self.fleet.samplers.give(task.peer)
         if self.is_current(task):
             rollouts, clips = task.outputs
@@ -275,7 +257,7 @@ class Controller:
         """A chunk has its rewards: it is experience now, and its audio is dropped."""
         sampled: Sampled = task.subject
         if isinstance(result, Lost):
-            return self.lose_score(task, sampled, result)
+            return self.recovery.lose_score(task, sampled, result)
         self.fleet.scorers.give(task.peer)
         if self.is_current(task):
             self.replay.put(
@@ -294,7 +276,7 @@ class Controller:
         if not self.is_current(task):
             return
         if isinstance(result, Lost):
-            return self.lose_step(result)
+            return self.recovery.lose_step(result)
         self.version, (self.weights,) = result.step + 1, task.outputs
         replay_bytes = self.replay.num_bytes
         self.replay.release(result.step)
@@ -309,18 +291,18 @@ class Controller:
             self.unheard.append((self.version, self.weights))
 
     def record(self, report: StepReport, seconds: dict[str, float], replay_bytes: int) -> None:
-        now = time.monotonic()
+        now = self.clock()
+        lost, quarantined = self.recovery.take_counts()
         self.journal.record(
             Iteration(
                 report=report,
                 seconds=add_up([seconds, report.seconds]),
                 wall_seconds=now - self.learned_at,
-                lost_rollouts=self.lost_rollouts,
-                quarantined=self.num_quarantined,
+                lost_rollouts=lost,
+                quarantined=quarantined,
                 replay_bytes=replay_bytes,
             )
         )
-        self.lost_rollouts = self.num_quarantined = 0
         self.waiting_since = self.learned_at = now
 
     def listened(self, task: Task, result: Result) -> None:
@@ -329,7 +311,7 @@ class Controller:
         if isinstance(result, Lost):
             self.fleet.retire(self.fleet.samplers, task, result)
             self.unheard.append((version, weights))
-            return self.count_failure(f"playing version {version}", result)
+            return self.recovery.count_failure(f"playing version {version}", result)
         clips = self.pending.call(task.outputs[0], task.peer, task.doing)
         self.fleet.samplers.give(task.peer)
         self.journal.heard(f"step_{version:06d}", version, self.heard.prompts, clips)
@@ -340,111 +322,7 @@ class Controller:
     def saved(self, task: Task, result: Result) -> None:
         """A checkpoint is on disk (or its learner died, which the next step would show)."""
         if isinstance(result, Lost) and self.is_current(task):
-            self.revive_learner(result)
-
-    # What goes wrong.
-
-    def lose_chunk(self, task: Task, chunk: Chunk, lost: Lost) -> None:
-        """Its sampler failed: the chunk is made again, from the same seeds."""
-        self.fleet.retire(self.fleet.samplers, task, lost)
-        if not self.is_current(task):
-            return
-        self.lost_rollouts += 1
-        if self.is_suspect(chunk, lost):
-            self.isolate(task, chunk, lost)
-        else:
-            self.unsampled.appendleft(chunk)
-
-    def lose_score(self, task: Task, sampled: Sampled, lost: Lost) -> None:
-        """Its scorer failed: another scores it. Its audio is lost: it is made again."""
-        self.fleet.retire(self.fleet.scorers, task, lost)
-        if not self.is_current(task):
-            return
-        if self.is_suspect(sampled.chunk, lost):
-            self.isolate(task, sampled.chunk, lost, sampled)
-        elif lost.fault is Fault.BYTES:
-            self.unsampled.appendleft(sampled.chunk)
-            self.lost_rollouts += 1
-        else:
-            self.unscored.appendleft(sampled)
-
-    def is_suspect(self, chunk: Chunk, lost: Lost) -> bool:
-        """Count a failure at a chunk; whether it was the last attempt. Lost bytes are no fault of
-        the chunk."""
-        self.count_failure(chunk, lost, is_final=lost.fault is Fault.BYTES)
-        is_last = self.failures[chunk] >= self.config.cluster.max_attempts
-        return is_last and lost.fault is not Fault.BYTES
-
-    def isolate(self, task: Task, chunk: Chunk, lost: Lost, sampled: Sampled | None = None) -> None:
-        """Try the prompts of a chunk one by one; quarantine what is one prompt already."""
-        if len(chunk.prompts) > 1:
-            self.journal.display.say(f"the prompts of {chunk} are tried one by one")
-            return self.unsampled.extendleft(reversed(self.replay.split(chunk)))
-        self.quarantine.add(self.case(task, chunk, lost, sampled))
-        self.num_quarantined += 1
-        self.journal.display.say(f"{chunk} is quarantined in {self.quarantine.folder}")
-        if len(self.quarantine) > self.config.cluster.max_quarantined:
-            self.give_up(f"more than {self.config.cluster.max_quarantined} prompts failed", lost)
-        self.drop(chunk)
-
-    def case(self, task: Task, chunk: Chunk, lost: Lost, sampled: Sampled | None) -> Case:
-        rollouts = None if sampled is None else self.pending.fetch(sampled.rollouts, task)
-        seed, samples = self.config.seed, self.config.rollout.samples_per_prompt
-        return Case(
-            chunk=chunk,
-            doing=f"{task.peer.name}: {task.doing}",
-            error=str(lost),
-            attempts=self.failures[chunk],
-            run_seed=seed,
-            seeds=chunk_seeds(seed, chunk.step, [chunk.first_prompt], samples).tolist(),
-            version=None if sampled is None else sampled.report.version,
-            rollouts=None if isinstance(rollouts, Lost) else rollouts,
-        )
-
-    def drop(self, chunk: Chunk) -> None:
-        """Leave a prompt out of its step. Raises ConnectionError when it was the last one."""
-        self.replay.drop(chunk)
-        if not self.replay.num_prompts(chunk.step):
-            self.give_up(f"every prompt of step {chunk.step} is quarantined")
-
-    def give_up(self, why: str, lost: Lost | None = None) -> NoReturn:
-        """End the run with a checkpoint, if the learner can still write one."""
-        peer, doing = self.fleet.learner, "writing the last checkpoint"
-        task = Task(kind="save", peer=peer, doing=doing, may_raise=True)
-        saved = self.pending.fetch(peer.actor.save.remote(), task)
-        kept = f"no checkpoint: {saved}" if isinstance(saved, Lost) else f"checkpoint {saved}"
-        at_last = f"; at last, {lost}" if lost else ""
-        raise ConnectionError(
-            f"{why} (cluster.max_quarantined; see {self.quarantine.folder}){at_last}; {kept}"
-        )
-
-    def lose_step(self, lost: Lost) -> None:
-        """The learner died, or rollouts that it was to read are gone."""
-        if lost.fault is Fault.PEER:
-            return self.revive_learner(lost)
-        chunks = self.replay.remake(self.version)
-        self.unsampled.extendleft(reversed(chunks))
-        self.lost_rollouts += len(chunks)
-        self.count_failure(f"training step {self.version}", lost)
-
-    def revive_learner(self, lost: Lost) -> None:
-        """Start another learner from the newest checkpoint, or from the base without one."""
-        self.count_failure("the learner", lost)
-        self.fleet.replace_learner()
-        peer, checkpoint, version = self.fleet.learner, self.journal.run.find_checkpoint(), 0
-        if checkpoint is not None:
-            restoring = peer.actor.restore.remote(checkpoint)
-            version = self.pending.call(restoring, peer, f"restoring {checkpoint}")
-        self.journal.display.say(f"a new learner goes on from version {version}")
-        self.begin(version, peer.actor.weights.remote())
-
-    def count_failure(self, what: object, lost: Lost, *, is_final: bool = True) -> None:
-        """Tell people, and give up after too many where they are `is_final`. Raises
-        ConnectionError."""
-        self.failures[what] += 1
-        self.journal.display.say(f"{what} failed: {lost}")
-        if is_final and self.failures[what] >= MAX_ATTEMPTS:
-            raise ConnectionError(f"{what} failed {MAX_ATTEMPTS} times; at last, {lost}")
+            self.recovery.revive_learner(result)
 
     def is_current(self, task: Task) -> bool:
         """Whether a task was sent by this learner's loop and not before its restart."""

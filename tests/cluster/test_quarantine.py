@@ -47,7 +47,7 @@ def poisoned(
     """A rig whose samplers (`generate`) or scorers (`score`) fail at every chunk with a prompt of
     `bad`."""
     rig, kept = Rig(**settings), Kept()
-    rig.controller.quarantine = kept
+    rig.controller.recovery.quarantine = kept
     kind = {"generate": FakeSampler, "score": FakeScorer}[method]
     pool = {"generate": rig.fleet.samplers, "score": rig.fleet.scorers}[method]
     for actor in [pool.take() for _ in range(pool.size)]:
