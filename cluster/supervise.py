@@ -57,6 +57,10 @@ class Task:
     """Whether an exception that it raises is a loss too, and not the end of the run."""
 
 
+Observer = Callable[[Task, Result, float, float], None]
+"""Is told of every task that came back: when it was sent and when its end was seen, s."""
+
+
 class Store(Protocol):
     """What is used of Ray here (the module itself, or a fake)."""
 
@@ -75,12 +79,13 @@ class Pending:
     timeout_seconds: float
     """Of one task."""
     clock: Callable[[], float] = time.monotonic
+    observers: list[Observer] = field(default_factory=list)
     _tasks: dict[Any, Task] = field(default_factory=dict)
-    _deadlines: dict[Any, float] = field(default_factory=dict)
+    _sent: dict[Any, float] = field(default_factory=dict)
 
     def add(self, reference: Any, task: Task) -> None:
         self._tasks[reference] = task
-        self._deadlines[reference] = self.clock() + self.timeout_seconds
+        self._sent[reference] = self.clock()
 
     def count(self, *kinds: str) -> int:
         """Tasks in flight of some kinds."""
@@ -100,9 +105,9 @@ class Pending:
             ready, _ = self.store.wait(
                 list(self._tasks), num_returns=len(self._tasks), timeout=0, fetch_local=False
             )
-        finished = [(self._pop(reference), reference) for reference in ready]
+        finished = [(*self._pop(reference), reference) for reference in ready]
         self._check_deadlines()
-        return [(task, self.fetch(reference, task)) for task, reference in finished]
+        return [(task, self._finish(reference, task, sent)) for task, sent, reference in finished]
 
     def call(self, reference: Any, peer: Peer, doing: str) -> Any:
         """The value of one task that nothing else can go on without.
@@ -114,15 +119,20 @@ class Pending:
             raise ConnectionError(f"{peer.name} was {doing} when {value}")
         return value
 
-    def _pop(self, reference: Any) -> Task:
-        del self._deadlines[reference]
-        return self._tasks.pop(reference)
+    def _pop(self, reference: Any) -> tuple[Task, float]:
+        return self._tasks.pop(reference), self._sent.pop(reference)
+
+    def _finish(self, reference: Any, task: Task, sent: float) -> Result:
+        result = self.fetch(reference, task)
+        for observer in self.observers:
+            observer(task, result, sent, self.clock())
+        return result
 
     def _check_deadlines(self) -> None:
-        now = self.clock()
-        for reference, deadline in self._deadlines.items():
-            if now > deadline:
-                raise self._too_late(self._tasks[reference])
+        """All tasks have the same time, so that the oldest is the first to be late."""
+        oldest = next(iter(self._sent), None)
+        if oldest is not None and self.clock() - self._sent[oldest] > self.timeout_seconds:
+            raise self._too_late(self._tasks[oldest])
 
     def fetch(self, reference: Any, task: Task) -> Result:
         """One return of a task. Raises as `wait` does."""

@@ -17,6 +17,7 @@ from cluster.fleet import Fleet
 from cluster.heldout import Heldout
 from cluster.placement import Misfit, Plan, place
 from cluster.supervise import Pending
+from cluster.trace import TRACE_FILE, Trace
 from musicrl.config import ClusterConfig, TrainConfig
 from musicrl.journal import Hearing, Journal
 from musicrl.rewards.mix import make_mix
@@ -89,6 +90,9 @@ def _run(
         journal.begin_training(version)
 
     journal.begin_training(version)
+    trace = Trace(config.trace, config.out / TRACE_FILE)
+    if config.trace:
+        fleet.pending.observers.append(trace)
     controller = Controller(
         config,
         prompts=prompts,
@@ -99,6 +103,7 @@ def _run(
         measure=measure,
     )
     trained, weights = controller.train(version, weights)
+    trace.close()
     version, best = trained, None if stop.is_requested else journal.restore_best()
     if best is not None:
         version, weights = restore(fleet, best)

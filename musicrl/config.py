@@ -163,6 +163,9 @@ class TrainConfig:
     `guards.restore_best`."""
     resume: bool = False
     """Continue from the newest checkpoint in `out`."""
+    trace: int = 0
+    """Updates, the first ones of this process, whose tasks are written to `<out>/trace.json` for
+    chrome://tracing (`train` alone: `solo` has no tasks)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -173,7 +176,7 @@ class TrainConfig:
     guards: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        _check_least(self, 0, "seed")
+        _check_least(self, 0, "seed", "trace")
         _check_least(self, 1, "iterations", "checkpoint_every")
         check_settings(
             algorithm=self.algorithm,

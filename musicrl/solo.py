@@ -40,6 +40,8 @@ from musicrl.worlds import judges_of_world, load_world
 
 def solo(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the summary that it leaves in `<out>/summary.json`."""
+    if config.trace:
+        raise ValueError(f"trace {config.trace}: there are no tasks to trace in one process")
     run = Run.start(config)
     loop = Solo(config)
     with StopRequest() as stop, Journal(config, run) as journal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -73,8 +74,12 @@ def kill(actor: Any) -> None:
 def test_three_samplers_and_two_scorers_give_what_one_process_gives(
     configure: Configure, reference: dict[str, Any]
 ) -> None:
-    config = configure(iterations=STEPS, cluster={"num_samplers": 3, "num_scorers": 2})
+    config = configure(iterations=STEPS, trace=2, cluster={"num_samplers": 3, "num_scorers": 2})
     summary = train(config)
+    trace = json.loads((config.out / "trace.json").read_text())["traceEvents"]
+    rows = {event["args"]["name"] for event in trace if event["name"] == "thread_name"}
+    assert rows >= {"learner", "sampler 0", "scorer 0"}
+    assert sum(event["name"] == "learn" and "doing" in event["args"] for event in trace) == 2
     assert learner_state(config.out, STEPS) == reference["state"]
     assert summary["evaluation"] == reference["evaluation"]
     assert summary["lag_histogram"] == {"0": 8 * STEPS}
