@@ -108,6 +108,12 @@ def _export(args: Sequence[str]) -> None:
     export(args)
 
 
+def _plan(args: Sequence[str]) -> None:
+    from cluster.commands.plan import plan
+
+    plan(args)
+
+
 def _config(args: Sequence[str]) -> None:
     from cluster.commands.train import print_config
 
@@ -130,6 +136,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "prefs": (_prefs, "preferences: export, validate, merge, split, pool or simulate"),
         "fit-reward": (_fit_reward, "learn a preference model: file.parquet ... [--field value]"),
         "export": (_export, "write a finetuned MusicGen for transformers: path:DIR --policy FILE"),
+        "plan": (_plan, "forecast a run on clusters of several sizes: [preset] [--field value]"),
         "bench": (_bench, "measure speed: lag, sampler or iteration [file.yaml] [--field value]"),
         "config": (_config, "print the resolved configuration as YAML"),
     }

@@ -27,13 +27,13 @@ from typing import Any
 
 from actors.pool import Peer
 from actors.sampler import SampleReport
-from cluster.fleet import Fleet
 from cluster.recovery import Recovery
 from cluster.replay import Entry, Replay
+from cluster.roles import Crew, Log
 from cluster.supervise import Lost, Pending, Result, Task
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import EvaluationChunk
-from musicrl.journal import Iteration, Journal, add_up
+from musicrl.journal import Iteration, add_up
 from musicrl.learner import StepReport
 from musicrl.prompts import draw
 from musicrl.rollout import Chunk, chunks_of
@@ -65,8 +65,8 @@ class Controller:
         config: TrainConfig,
         *,
         prompts: Sequence[Prompt],
-        fleet: Fleet,
-        journal: Journal,
+        fleet: Crew,
+        journal: Log,
         stop: StopRequest,
         heard: EvaluationChunk,
         measure: Callable[[int, Any], None],

@@ -149,7 +149,13 @@ class Rows:
 
 def span_events(span: Span, row: Mapping[str, int], first: float) -> Iterator[dict[str, Any]]:
     """A span, and its phases inside it."""
-    args = {"doing": span.doing, "queued_ms": 1e3 * span.queued, "lost": span.is_lost}
+    args = {
+        "doing": span.doing,
+        "peer": span.peer,
+        "queued_ms": 1e3 * span.queued,
+        "phases": dict(span.phases),
+        "lost": span.is_lost,
+    }
     yield _slice(span.kind, span.start - first, span.seconds, row, args)
     begin = span.end - sum(span.phases.values())
     for name, seconds in span.phases.items():

@@ -1,0 +1,283 @@
+"""`musicrl plan`: what a cluster would do with a run, before anybody pays for it.
+
+    costs of tasks ─► the real controller on simulated actors ─► a forecast for every size ─► advice
+    (a trace, or a short run here)
+
+The forecast is of the training loop; the evaluations before and after it are not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from cluster.connection import connected
+from cluster.placement import Misfit, requests_of
+from cluster.session import address_of
+from cluster.simulation.costs import Costs, costs_of, read_trace
+from cluster.simulation.fleet import Machine
+from cluster.simulation.measure import measure_costs, measure_update
+from cluster.simulation.run import Forecast, forecast
+from musicrl.config import TrainConfig
+from musicrl.run import write_text
+
+ENOUGH = 0.95
+"""Of the best throughput: what more actors than that gain is not advised to pay for (this
+project's choice)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Predict throughput, utilisation and lag of a run for several sizes of a cluster."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The run. Its samplers, scorers and max_lag are those of the grid where that names any."""
+    samplers: tuple[int, ...] = (1, 2, 4, 8)
+    scorers: tuple[int, ...] = ()
+    """(none: as the run has)."""
+    lags: tuple[int, ...] = (0, 1, 2)
+    """Values of max_lag."""
+    costs: Path | None = None
+    """`trace.json` of a run with the same model, sizes and devices, written by `musicrl train
+    --trace 6` or more (none: measured here by a short run)."""
+    contention: float = 0.0
+    """With `costs`: how much longer a task takes, as a share, while all other cores of its machine
+    are busy. A short run measures it itself."""
+    nodes: int = 0
+    """Machines to plan for (0: those of the Ray cluster that the run would join, else this one)."""
+    node_cores: int = 0
+    """CPU cores of each of them."""
+    node_gpus: int = 0
+    updates: int = 60
+    """Simulated updates of every size."""
+    measured_updates: int = 4
+    """Real updates behind each measured figure."""
+    check: bool = False
+    """Also run every size for real, here, and show how far off the forecast is."""
+    json: Path | None = None
+    """File that receives the figures."""
+
+    def __post_init__(self) -> None:
+        for name in ("samplers", "lags"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} names none")
+        for name, least in (("samplers", 1), ("scorers", 1), ("lags", 0)):
+            if min(getattr(self, name), default=least) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if self.updates < 1 or self.measured_updates < 2:
+            raise ValueError("updates must be 1 or more, and measured_updates 2 or more")
+        if self.nodes and not self.node_cores:
+            raise ValueError(f"nodes {self.nodes}: node_cores says how large they are")
+        if (self.node_cores or self.node_gpus) and not self.nodes:
+            raise ValueError("node_cores and node_gpus describe machines of which nodes names none")
+        if self.contention and self.costs is None:
+            raise ValueError("contention goes with costs; a short run measures it itself")
+
+    def grid(self) -> list[TrainConfig]:
+        """The run at every size."""
+        scorers = self.scorers or (self.train.cluster.num_scorers,)
+        return [
+            replace(
+                self.train,
+                cluster=replace(
+                    self.train.cluster, num_samplers=samplers, num_scorers=count, max_lag=lag
+                ),
+            )
+            for lag, samplers, count in product(self.lags, self.samplers, scorers)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A size of the cluster and what is foretold of it."""
+
+    config: TrainConfig
+    forecast: Forecast | None
+    """None where the machines have no room."""
+    measured: float | None = None
+    """Seconds of a real update."""
+
+    @property
+    def error(self) -> float | None:
+        """Of the forecast, as a share of what was measured."""
+        if self.forecast is None or self.measured is None:
+            return None
+        return self.forecast.seconds_per_update / self.measured - 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        cluster = self.config.cluster
+        size = {
+            "num_samplers": cluster.num_samplers,
+            "num_scorers": cluster.num_scorers,
+            "num_learners": cluster.num_learners,
+            "max_lag": cluster.max_lag,
+        }
+        found = None if self.forecast is None else asdict(self.forecast)
+        return {**size, "forecast": found, "measured": self.measured, "error": self.error}
+
+
+def plan(config: PlanConfig, console: Console | None = None) -> dict[str, Any]:
+    """Forecast every size, print a table and the advice, and write the JSON file if asked."""
+    needs_ray = config.check or config.costs is None
+    with connected(widest(config).cluster) if needs_ray else nullcontext():
+        costs = find_costs(config)
+        rows = [forecast_row(config, size, costs) for size in config.grid()]
+        if config.check:
+            rows = [replace(row, measured=measured_seconds(config, row)) for row in rows]
+    console = console or Console()
+    console.print(to_table(rows))
+    best = advise(rows)
+    console.print(advice(best, rows))
+    report = {
+        "costs": costs.to_json(),
+        "rows": [row.to_json() for row in rows],
+        "advice": best and best.to_json(),
+    }
+    if config.json is not None:
+        write_text(config.json, json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def widest(config: PlanConfig) -> TrainConfig:
+    """The size with the most actors: a local Ray has room for it, and so for all."""
+    return max(config.grid(), key=lambda size: len(requests_of(size.cluster)))
+
+
+def find_costs(config: PlanConfig) -> Costs:
+    """From the trace that is named, or measured. Raises FileNotFoundError or ValueError."""
+    if config.costs is not None:
+        try:
+            return replace(costs_of(read_trace(config.costs)), contention=config.contention)
+        except ValueError as fault:
+            raise ValueError(f"{config.costs}: {fault}") from fault
+    return measure_costs(
+        config.train, machines_of(config, config.train), updates=config.measured_updates
+    )
+
+
+def forecast_row(config: PlanConfig, size: TrainConfig, costs: Costs) -> Row:
+    try:
+        found = forecast(size, machines_of(config, size), costs, updates=config.updates)
+    except Misfit:
+        return Row(config=size, forecast=None)
+    return Row(config=size, forecast=found)
+
+
+def measured_seconds(config: PlanConfig, row: Row) -> float | None:
+    """Seconds of a real update at a size that has room."""
+    if row.forecast is None:
+        return None
+    return measure_update(row.config, updates=config.measured_updates)
+
+
+def machines_of(config: PlanConfig, size: TrainConfig) -> list[Machine]:
+    """The machines to plan for. A local Ray has as many slots as the actors ask for, whatever the
+    cores are."""
+    if config.nodes:
+        cores = float(config.node_cores)
+        return [Machine(cores=cores, slots=cores, gpus=config.node_gpus)] * config.nodes
+    if address_of(size.cluster) is None:
+        cores, asked = os.cpu_count() or 1, sum(r.cpus for r in requests_of(size.cluster))
+        return [Machine(cores=cores, slots=max(cores, asked))]
+    with connected(size.cluster):
+        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [to_machine(node["Resources"]) for node in alive]
+
+
+def to_machine(resources: dict[str, float]) -> Machine:
+    """A node of a cluster that is running."""
+    cores = resources.get("CPU", 0.0)
+    return Machine(cores=cores, slots=cores, gpus=int(resources.get("GPU", 0.0)))
+
+
+def advise(rows: Sequence[Row]) -> Row | None:
+    """The fewest actors that reach almost the best throughput, and of these the least lag."""
+    found = [row for row in rows if row.forecast is not None]
+    if not found:
+        return None
+    best = max(_throughput(row) for row in found)
+    enough = [row for row in found if _throughput(row) >= ENOUGH * best]
+    return min(enough, key=lambda row: (_actors(row), row.config.cluster.max_lag))
+
+
+def advice(best: Row | None, rows: Sequence[Row]) -> str:
+    """One sentence."""
+    if best is None or best.forecast is None:
+        return "no size has room on these machines"
+    cluster, found = best.config.cluster, best.forecast
+    most = max(_throughput(row) for row in rows if row.forecast is not None)
+    return (
+        f"advised: {cluster.num_samplers} samplers and {cluster.num_scorers} scorers : "
+        f"{cluster.num_learners} learner at max_lag {cluster.max_lag}: "
+        f"{found.updates_per_minute:.1f} updates a minute, where the best here is {most:.1f}; "
+        f"the learner works {found.utilisation['learner']:.0%} of the time"
+    )
+
+
+def to_table(rows: Sequence[Row]) -> Table:
+    table = Table(title="forecast")
+    is_checked = any(row.measured is not None for row in rows)
+    for name in (*COLUMNS, *(CHECKS if is_checked else ())):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*_size_cells(row), *_cells(row), *(_check_cells(row) if is_checked else ()))
+    return table
+
+
+COLUMNS = (
+    "samplers",
+    "scorers",
+    "max_lag",
+    "s/update",
+    "updates/min",
+    "samples/s",
+    "samplers busy",
+    "scorers busy",
+    "learner busy",
+    "mean lag",
+)
+CHECKS = ("measured s/update", "error")
+
+
+def _size_cells(row: Row) -> list[str]:
+    cluster = row.config.cluster
+    return [str(n) for n in (cluster.num_samplers, cluster.num_scorers, cluster.max_lag)]
+
+
+def _cells(row: Row) -> list[str]:
+    found = row.forecast
+    if found is None:
+        return ["no room", *[""] * (len(COLUMNS) - 4)]
+    shares = [f"{found.utilisation[role]:.0%}" for role in ("sampler", "scorer", "learner")]
+    return [
+        f"{found.seconds_per_update:.3f}",
+        f"{found.updates_per_minute:.1f}",
+        f"{found.samples_per_second:.1f}",
+        *shares,
+        f"{found.mean_lag:.2f}",
+    ]
+
+
+def _check_cells(row: Row) -> list[str]:
+    if row.measured is None or row.error is None:
+        return ["", ""]
+    return [f"{row.measured:.3f}", f"{row.error:+.1%}"]
+
+
+def _throughput(row: Row) -> float:
+    assert row.forecast is not None
+    return row.forecast.updates_per_minute
+
+
+def _actors(row: Row) -> int:
+    return row.config.cluster.num_samplers + row.config.cluster.num_scorers
