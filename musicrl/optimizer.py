@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from musicrl.muon import Muon
+
 PEAK = "peak_lr"
 """Key of a parameter group: its rate before the schedule."""
 
@@ -59,7 +61,7 @@ class Optimizer:
                 for weight, scale in matrices
             ]
             momentum, decay = config.muon_momentum, config.weight_decay
-            self._stepping.append(torch.optim.Muon(groups, momentum=momentum, weight_decay=decay))
+            self._stepping.append(Muon(groups, momentum=momentum, weight_decay=decay))
 
     @property
     def rates(self) -> dict[str, float]:
