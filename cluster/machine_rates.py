@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from musicrl.sampler.cost import StepCost
+from musicrl.sampler.cpu import has_bfloat16_products
 from musicrl.sampler.sampling import Precision
 
 MEMORY_FLOATS = 2**26
@@ -28,7 +29,8 @@ class Rates:
     """What the machine reaches."""
 
     products: Mapping[Precision, float]
-    """Floating-point operations a second."""
+    """Floating-point operations a second. Without instructions for bfloat16 the sampler multiplies in
+    float32, whatever the weights are stored in."""
     memory: float
     """Bytes read a second, from an array that fits no cache."""
 
@@ -37,7 +39,9 @@ class Rates:
         floats = torch.ones(MEMORY_FLOATS, device=device)
         repeats = 1 if device.type == "cpu" else 20
         memory = 4 * MEMORY_FLOATS / _fastest(turns, floats.sum, device, repeats=repeats)
-        exact, rounded = (product_rate(turns, p, device) for p in ("float32", "bfloat16"))
+        exact = product_rate(turns, "float32", device)
+        is_rounding = device.type != "cpu" or has_bfloat16_products()
+        rounded = product_rate(turns, "bfloat16", device) if is_rounding else exact
         return cls(products={"float32": exact, "bfloat16": rounded}, memory=memory)
 
     def seconds(self, cost: StepCost, precision: Precision) -> float:

@@ -22,7 +22,8 @@ from musicrl.sampler.sampling import Drawn, Precision, SamplingConfig
 from musicrl.sampler.summation import Packed, pack, parts_of, product_in_parts
 
 FEW_ROWS = 16
-"""Up to so many rows, products in bfloat16 are C: reading the weights is what takes the time."""
+"""Up to so many rows, products in bfloat16 are C: reading the weights is what takes the time. On a
+processor without products of bfloat16 they are C for any number."""
 FEW_EXACT_ROWS = 32
 """Up to so many rows, products in float32 are C where it gives the bits of torch."""
 KEEP, ADD, SWIGLU = range(3)
@@ -40,7 +41,8 @@ class CpuOps:
         self._library = library
         self._num_rows = max(num_rows, FEWEST_ROWS)
         self.kv_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        self._in_panels = precision == "bfloat16" and num_rows <= FEW_ROWS
+        are_panels_best = num_rows <= FEW_ROWS or not has_bfloat16_products()
+        self._in_panels = precision == "bfloat16" and are_panels_best
         self._are_few = num_rows <= FEW_EXACT_ROWS
         self._threads = torch.get_num_threads()
         self._packed: dict[tuple[int, torch.Size, torch.dtype], Packed] = {}
@@ -210,6 +212,12 @@ class CpuOps:
         if self._scratch.numel() < count * self._threads:
             self._scratch = torch.empty(count * self._threads, dtype=torch.float64)
         return self._scratch.data_ptr()
+
+
+def has_bfloat16_products() -> bool:
+    """Whether oneDNN multiplies in bfloat16 here: the processor must have instructions for it."""
+    is_there = torch.backends.mkldnn.is_available()
+    return is_there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
