@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -225,7 +226,7 @@ def advice(best: Row | None, rows: Sequence[Row]) -> str:
 
 
 def to_table(rows: Sequence[Row]) -> Table:
-    table = Table(title="forecast")
+    table = Table(title="forecast (busy: samplers / scorers / learner)", box=SIMPLE)
     is_checked = any(row.measured is not None for row in rows)
     for name in (*COLUMNS, *(CHECKS if is_checked else ())):
         table.add_column(name, justify="right")
@@ -234,19 +235,8 @@ def to_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-COLUMNS = (
-    "samplers",
-    "scorers",
-    "max_lag",
-    "s/update",
-    "updates/min",
-    "samples/s",
-    "samplers busy",
-    "scorers busy",
-    "learner busy",
-    "mean lag",
-)
-CHECKS = ("measured s/update", "error")
+COLUMNS = ("samplers", "scorers", "max_lag", "s/update", "samples/s", "busy", "mean lag")
+CHECKS = ("measured", "error")
 
 
 def _size_cells(row: Row) -> list[str]:
@@ -257,13 +247,12 @@ def _size_cells(row: Row) -> list[str]:
 def _cells(row: Row) -> list[str]:
     found = row.forecast
     if found is None:
-        return ["no room", *[""] * (len(COLUMNS) - 4)]
+        return ["no room", "", "", ""]
     shares = [f"{found.utilisation[role]:.0%}" for role in ("sampler", "scorer", "learner")]
     return [
         f"{found.seconds_per_update:.3f}",
-        f"{found.updates_per_minute:.1f}",
         f"{found.samples_per_second:.1f}",
-        *shares,
+        " / ".join(shares),
         f"{found.mean_lag:.2f}",
     ]
 
