@@ -226,7 +226,7 @@ def advice(best: Row | None, rows: Sequence[Row]) -> str:
 
 
 def to_table(rows: Sequence[Row]) -> Table:
-    table = Table(title="forecast (busy: samplers / scorers / learner)", box=SIMPLE)
+    table = Table(title="forecast (busy: samplers/scorers/learner, % of the time)", box=SIMPLE)
     is_checked = any(row.measured is not None for row in rows)
     for name in (*COLUMNS, *(CHECKS if is_checked else ())):
         table.add_column(name, justify="right")
@@ -248,11 +248,11 @@ def _cells(row: Row) -> list[str]:
     found = row.forecast
     if found is None:
         return ["no room", "", "", ""]
-    shares = [f"{found.utilisation[role]:.0%}" for role in ("sampler", "scorer", "learner")]
+    shares = [f"{100 * found.utilisation[role]:.0f}" for role in ("sampler", "scorer", "learner")]
     return [
         f"{found.seconds_per_update:.3f}",
         f"{found.samples_per_second:.1f}",
-        " / ".join(shares),
+        "/".join(shares),
         f"{found.mean_lag:.2f}",
     ]
 

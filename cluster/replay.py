@@ -60,11 +60,11 @@ class Replay:
         self._ready: dict[Key, Entry] = {}
         self._taken: dict[Key, Entry] = {}
         self._num_dropped: Counter[int] = Counter()
-
-    @property
-    def num_slots_used(self) -> int:
-        chunks = [*self._reserved.values(), *(e.chunk for e in self._entries())]
-        return sum(len(chunk.prompts) for chunk in chunks) + self._num_dropped.total()
+        self.num_slots_used = 0
+        self._num_ready: Counter[int] = Counter()
+        """Prompts that are ready, by step."""
+        self._versions: Counter[int] = Counter()
+        """Entries that are ready, by the version of their weights."""
 
     @property
     def num_bytes(self) -> int:
@@ -84,12 +84,14 @@ class Replay:
         if self._is_held(chunk.key):
             raise ValueError(f"{chunk} is already in the replay")
         self._reserved[chunk.key] = chunk
+        self.num_slots_used += len(chunk.prompts)
 
     def put(self, entry: Entry) -> None:
         """Fill reserved slots. Raises ValueError when they were not reserved."""
         if self._reserved.pop(entry.chunk.key, None) is None:
             raise ValueError(f"{entry.chunk} was put without a reservation")
         self._ready[entry.chunk.key] = entry
+        self._count_ready(entry, 1)
 
     def split(self, chunk: Chunk) -> tuple[Chunk, ...]:
         """Reserve the prompts of a reserved chunk one by one in its place."""
@@ -113,7 +115,11 @@ class Replay:
 
         Returned in order, to be made again with newer weights.
         """
-        old = sorted(k for k, e in self._ready.items() if version - e.version > self.max_lag)
+        if not any(self._is_old(sampled, version) for sampled in self._versions):
+            return ()
+        old = sorted(k for k, e in self._ready.items() if self._is_old(e.version, version))
+        for key in old:
+            self._count_ready(self._ready[key], -1)
         return tuple(self._back_to_reserved(self._ready, key) for key in old)
 
     def take(self, step: int, version: int) -> tuple[Entry, ...]:
@@ -121,20 +127,22 @@ class Replay:
 
         Never older than `max_lag` versions: such an entry counts as missing until it is evicted.
         """
+        if self._num_ready[step] != self.num_prompts(step):
+            return ()
         keys = sorted(key for key in self._ready if key[0] == step)
         entries = [self._ready[key] for key in keys]
-        is_whole = sum(len(e.chunk.prompts) for e in entries) == self.num_prompts(step)
-        if not is_whole or any(version - e.version > self.max_lag for e in entries):
+        if any(self._is_old(entry.version, version) for entry in entries):
             return ()
         for key in keys:
+            self._count_ready(self._ready[key], -1)
             self._taken[key] = self._ready.pop(key)
         return tuple(entries)
 
     def release(self, step: int) -> None:
         """Free the slots of a step that was trained on, once its weights are published."""
         for key in [key for key in self._taken if key[0] == step]:
-            del self._taken[key]
-        del self._num_dropped[step]
+            self.num_slots_used -= len(self._taken.pop(key).chunk.prompts)
+        self.num_slots_used -= self._num_dropped.pop(step, 0)
 
     def remake(self, step: int) -> tuple[Chunk, ...]:
         """Put the taken entries of `step` back to reserved: their bytes were lost."""
@@ -142,10 +150,29 @@ class Replay:
         return tuple(self._back_to_reserved(self._taken, key) for key in lost)
 
     def check_integrity(self) -> None:
-        """Assert that every chunk is in one state and that the slots in use fit the capacity."""
+        """Assert that every chunk is in one state, that the counts are those of what is held and
+        that the slots in use fit the capacity."""
         states = [set(self._reserved), set(self._ready), set(self._taken)]
         assert sum(map(len, states)) == len(set.union(*states)), "a chunk is held twice"
-        assert 0 <= self.num_slots_used <= self.capacity, "more slots in use than exist"
+        chunks = [*self._reserved.values(), *(e.chunk for e in self._entries())]
+        num_prompts = sum(len(chunk.prompts) for chunk in chunks) + self._num_dropped.total()
+        assert num_prompts == self.num_slots_used <= self.capacity, "more slots in use than exist"
+        ready: Counter[int] = Counter()
+        for entry in self._ready.values():
+            ready[entry.chunk.step] += len(entry.chunk.prompts)
+        assert ready == self._num_ready, "prompts are ready that are not held"
+        assert self._versions == Counter(e.version for e in self._ready.values())
+
+    def _is_old(self, sampled: int, version: int) -> bool:
+        return version - sampled > self.max_lag
+
+    def _count_ready(self, entry: Entry, sign: int) -> None:
+        step = entry.chunk.step
+        self._num_ready[step] += sign * len(entry.chunk.prompts)
+        self._versions[entry.version] += sign
+        for counts, key in ((self._num_ready, step), (self._versions, entry.version)):
+            if not counts[key]:
+                del counts[key]
 
     def _entries(self) -> list[Entry]:
         return [*self._ready.values(), *self._taken.values()]
