@@ -56,5 +56,19 @@ def bench_iteration(flags: Sequence[str], file: Path | None, *, has_help: bool) 
     iteration_bench.bench_iteration(settings)
 
 
-BENCHES = {"lag": bench_lag, "sampler": bench_sampler, "iteration": bench_iteration}
+def bench_controller(flags: Sequence[str], file: Path | None, *, has_help: bool) -> None:
+    from cluster import controller_bench
+
+    if has_help:
+        return print_help(controller_bench.ControllerBenchConfig(), verb="bench controller")
+    settings = read_settings(controller_bench.ControllerBenchConfig, flags, file)
+    controller_bench.bench_controller(settings)
+
+
+BENCHES = {
+    "controller": bench_controller,
+    "lag": bench_lag,
+    "sampler": bench_sampler,
+    "iteration": bench_iteration,
+}
 """Measurements by name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -65,6 +65,8 @@ class Ledger:
     """A `cluster.roles.Log` in memory."""
 
     fleet: SimulatedFleet
+    after_update: Callable[[], None]
+    """Called when an update has been written down."""
     run: Nowhere = field(default_factory=Nowhere)
     display: Silent = field(default_factory=Silent)
     watch: Watch = field(default_factory=lambda: Watch(GuardConfig()))
@@ -78,6 +80,7 @@ class Ledger:
         self.walls.append(iteration.wall_seconds)
         self.lags.append(Counter(iteration.report.lags))
         self.busy.append(dict(self.fleet.busy_seconds))
+        self.after_update()
 
     def heard(self, name: str, step: int, prompts: Any, clips: Any) -> None:
         raise AssertionError("a simulation plays nothing")
@@ -106,7 +109,13 @@ def forecast(
     )
 
 
-def run_ledger(config: TrainConfig, fleet: SimulatedFleet, *, updates: int) -> Ledger:
+def run_ledger(
+    config: TrainConfig,
+    fleet: SimulatedFleet,
+    *,
+    updates: int,
+    after_update: Callable[[], None] = lambda: None,
+) -> Ledger:
     """Have the real controller train `updates` steps on a simulated fleet."""
     bare = replace(
         config,
@@ -114,7 +123,7 @@ def run_ledger(config: TrainConfig, fleet: SimulatedFleet, *, updates: int) -> L
         evaluation=EvaluationConfig(),
         guards=GuardConfig(),
     )
-    ledger = Ledger(fleet)
+    ledger = Ledger(fleet, after_update)
     controller = Controller(
         bare,
         prompts=PROMPTS,
