@@ -24,6 +24,7 @@ from cluster.connection import connected
 from cluster.controller import Controller
 from cluster.fleet import Fleet
 from cluster.placement import place
+from cluster.simulation.timed import TimedStore
 from cluster.supervise import Pending
 from musicrl.config import ClusterConfig, TrainConfig
 from musicrl.guards import GuardConfig
@@ -85,6 +86,9 @@ class Timing:
     """Mean seconds of an update by phase."""
     lags: Mapping[int, int]
     """Samples by their lag."""
+    controller: float
+    """Mean seconds of an update in which the controller itself is at work, what it writes for
+    TensorBoard included."""
 
     @property
     def mean(self) -> float:
@@ -103,6 +107,8 @@ class Timing:
             "seconds_per_update": self.mean,
             "updates": list(self.wall_seconds),
             "phases": dict(self.phases),
+            "controller": self.controller,
+            "controller_share": self.controller / self.mean,
             "lag_histogram": {str(lag): count for lag, count in self.lags.items()},
         }
 
@@ -125,19 +131,23 @@ def bench_lag(config: LagBenchConfig, console: Console | None = None) -> dict[st
 def time_budgets(config: LagBenchConfig) -> list[Timing]:
     """The budgets in turns, on one fleet whose learner trains on and on."""
     kept: dict[int, list[Iteration]] = {lag: [] for lag in config.lags}
+    own: dict[int, list[float]] = {lag: [] for lag in config.lags}
+    timed = TimedStore(ray)
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
         train = replace(config.train, out=Path(folder))
-        pending = Pending(store=ray, timeout_seconds=train.cluster.task_timeout_seconds)
+        pending = Pending(store=timed, timeout_seconds=train.cluster.task_timeout_seconds)
         fleet = Fleet(train, pending, place(train.cluster, ray.nodes()))  # type: ignore[no-untyped-call]
         version, weights = 0, fleet.learner.actor.weights.remote()
         try:
             for lag in config.lags * config.turns:
                 turn = one_turn(train, lag, version + config.updates + 1)
+                timed.seconds.clear()
                 version, weights, iterations = run_turn(turn, fleet, stop, version, weights)
                 kept[lag] += iterations[1:]
+                own[lag].append(sum(timed.seconds) / len(iterations))
         finally:
             fleet.stop()
-    return [to_timing(lag, iterations) for lag, iterations in kept.items()]
+    return [to_timing(lag, iterations, own[lag]) for lag, iterations in kept.items()]
 
 
 def one_turn(train: TrainConfig, lag: int, last: int) -> TrainConfig:
@@ -166,14 +176,21 @@ def run_turn(
         return version, weights, journal.iterations
 
 
-def to_timing(lag: int, iterations: list[Iteration]) -> Timing:
+def to_timing(lag: int, iterations: list[Iteration], controller: list[float]) -> Timing:
+    """`controller` is its own work, seconds of an update in each turn."""
     lags: dict[int, int] = {}
     for iteration in iterations:
         for age, count in iteration.report.lags.items():
             lags[age] = lags.get(age, 0) + count
     phases = {p: float(np.mean([i.seconds.get(p, 0.0) for i in iterations])) for p in PHASES}
     walls = tuple(iteration.wall_seconds for iteration in iterations)
-    return Timing(max_lag=lag, wall_seconds=walls, phases=phases, lags=lags)
+    return Timing(
+        max_lag=lag,
+        wall_seconds=walls,
+        phases=phases,
+        lags=lags,
+        controller=float(np.mean(controller)),
+    )
 
 
 def to_table(timings: list[Timing]) -> Table:
@@ -186,6 +203,8 @@ def to_table(timings: list[Timing]) -> Table:
     table.add_row("speed", *(f"{timings[0].mean / timing.mean:.2f}x" for timing in timings))
     for phase in PHASES:
         table.add_row(phase, *(f"{timing.phases[phase]:.2f}" for timing in timings))
+    shares = (f"{t.controller:.3f} ({t.controller / t.mean:.1%})" for t in timings)
+    table.add_row("controller", *shares)
     for age in sorted({age for timing in timings for age in timing.lags}):
         table.add_row(f"samples of lag {age}", *(str(t.lags.get(age, 0)) for t in timings))
     return table

@@ -7,6 +7,7 @@ bytes from a mistake. It knows references and peers, not what a task is for.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -82,14 +83,16 @@ class Pending:
     observers: list[Observer] = field(default_factory=list)
     _tasks: dict[Any, Task] = field(default_factory=dict)
     _sent: dict[Any, float] = field(default_factory=dict)
+    _kinds: Counter[str] = field(default_factory=Counter)
 
     def add(self, reference: Any, task: Task) -> None:
         self._tasks[reference] = task
+        self._kinds[task.kind] += 1
         self._sent[reference] = self.clock()
 
     def count(self, *kinds: str) -> int:
         """Tasks in flight of some kinds."""
-        return sum(task.kind in kinds for task in self._tasks.values())
+        return sum(self._kinds[kind] for kind in kinds)
 
     def wait(self, seconds: float) -> list[tuple[Task, Result]]:
         """What finished within `seconds`, in the order of submission.
@@ -120,7 +123,9 @@ class Pending:
         return value
 
     def _pop(self, reference: Any) -> tuple[Task, float]:
-        return self._tasks.pop(reference), self._sent.pop(reference)
+        task = self._tasks.pop(reference)
+        self._kinds[task.kind] -= 1
+        return task, self._sent.pop(reference)
 
     def _finish(self, reference: Any, task: Task, sent: float) -> Result:
         result = self.fetch(reference, task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -15,6 +16,7 @@ class TimedStore:
     since they are."""
 
     store: Store
+    clock: Callable[[], float] = perf_counter
     seconds: list[float] = field(default_factory=list)
     """Of the controller's own work, between one wait for whatever comes and the next."""
     finished: list[int] = field(default_factory=list)
@@ -36,16 +38,16 @@ class TimedStore:
         )
         if timeout == 0:
             self.finished.append(len(found[0]))
-        self._left = perf_counter()
+        self._left = self.clock()
         return found
 
     def get(self, ref: Any, *, timeout: float) -> Any:
         """As the other's."""
         self._enter()
         value = self.store.get(ref, timeout=timeout)
-        self._left = perf_counter()
+        self._left = self.clock()
         return value
 
     def _enter(self) -> None:
         if self._left is not None:
-            self._own += perf_counter() - self._left
+            self._own += self.clock() - self._left

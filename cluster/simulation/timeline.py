@@ -41,9 +41,12 @@ class Lane:
     stamp: int = 0
     """Of the newest entry of this lane in the heap."""
 
-    def speed(self, job: Job) -> float:
-        """Seconds of `job` that are done in a second."""
-        demand = sum(other.demand for other in self.jobs)
+    def speeds(self) -> list[float]:
+        """Seconds of each job that are done in a second."""
+        demand = sum(job.demand for job in self.jobs)
+        return [self._speed(job, demand) for job in self.jobs]
+
+    def _speed(self, job: Job, demand: float) -> float:
         share = min(1.0, self.capacity / demand)
         rest = self.capacity - job.demand
         crowd = 0.0 if rest <= 0 else (min(demand, self.capacity) - job.demand) / rest
@@ -51,8 +54,7 @@ class Lane:
 
     def settle(self, now: float) -> list[Job]:
         """Count the work done until `now`; the jobs that it ended."""
-        speeds = [self.speed(job) for job in self.jobs]
-        for job, speed in zip(self.jobs, speeds, strict=True):
+        for job, speed in zip(self.jobs, self.speeds(), strict=True):
             job.left -= speed * (now - self.settled)
         self.settled = now
         ended = [job for job in self.jobs if job.left <= TINY]
@@ -61,7 +63,8 @@ class Lane:
 
     def next_end(self) -> float:
         """When the first of the jobs ends if none is added."""
-        return self.settled + min(job.left / self.speed(job) for job in self.jobs)
+        lefts = (job.left / speed for job, speed in zip(self.jobs, self.speeds(), strict=True))
+        return self.settled + min(lefts)
 
 
 class Timeline:

@@ -36,7 +36,13 @@ def test_budgets_take_turns_on_one_fleet(configure: Configure, tmp_path: Path) -
 
 def test_speed_is_relative_to_the_first_budget() -> None:
     timings = [
-        Timing(max_lag=lag, wall_seconds=walls, phases=dict.fromkeys(PHASES, 1.0), lags={lag: 8})
+        Timing(
+            max_lag=lag,
+            wall_seconds=walls,
+            phases=dict.fromkeys(PHASES, 1.0),
+            lags={lag: 8},
+            controller=0.1,
+        )
         for lag, walls in ((0, (3.0, 5.0)), (1, (2.0, 2.0)))
     ]
     assert timings[0].mean == 4.0
