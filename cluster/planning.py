@@ -226,7 +226,8 @@ def advice(best: Row | None, rows: Sequence[Row]) -> str:
 
 
 def to_table(rows: Sequence[Row]) -> Table:
-    table = Table(title="forecast (busy: samplers/scorers/learner, % of the time)", box=SIMPLE)
+    title = "forecast (busy: samplers/scorers/learner, % of the time)"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     is_checked = any(row.measured is not None for row in rows)
     for name in (*COLUMNS, *(CHECKS if is_checked else ())):
         table.add_column(name, justify="right")
