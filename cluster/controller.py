@@ -27,6 +27,7 @@ from typing import Any
 
 from actors.pool import Peer
 from actors.sampler import SampleReport
+from cluster.meter import Meter, sizes_of
 from cluster.recovery import Recovery
 from cluster.replay import Entry, Replay
 from cluster.roles import Crew, Log
@@ -85,6 +86,7 @@ class Controller:
         self.epoch = 0
         self.clock = fleet.pending.clock
         self.recovery = Recovery(self)
+        self.meter = Meter(sizes_of(config.cluster))
         self.handlers: dict[str, Callable[[Task, Result], None]] = {
             "sample": self.sampled,
             "score": self.scored,
@@ -99,6 +101,11 @@ class Controller:
 
     def train(self, version: int, weights: Any) -> tuple[int, Any]:
         """Train from `version`, whose weights a reference stands for; the same at the end."""
+        with self.pending.watched(self.meter):
+            return self.go_on(version, weights)
+
+    def go_on(self, version: int, weights: Any) -> tuple[int, Any]:
+        """The loop itself."""
         self.begin(version, weights)
         while self.is_running:
             if self.is_unmeasured and not self.stop.is_requested:
@@ -301,6 +308,7 @@ class Controller:
                 lost_rollouts=lost,
                 quarantined=quarantined,
                 replay_bytes=replay_bytes,
+                actors=self.meter.take(now - self.learned_at),
             )
         )
         self.waiting_since = self.learned_at = now

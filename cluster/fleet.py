@@ -22,6 +22,8 @@ from learners.learner import LearnerActor
 from musicrl.config import TrainConfig
 from musicrl.world import find_policy, find_world
 
+START_ATTEMPTS = 3
+
 
 class Fleet:
     """Started together; `stop` ends every actor."""
@@ -39,19 +41,15 @@ class Fleet:
             Peer(name=f"scorer {i}", actor=start_scorer(self.config, node))
             for i, node in enumerate(plan["scorer"])
         ]
-        self.learner, self.followers = start_learners(self.config, plan)
-        self._await([*self.sampler_peers, *self.scorer_peers, self.learner, *self.followers])
-        self._unite()
+        self._begin_learners()
+        self._await([*self.sampler_peers, *self.scorer_peers])
         self.samplers, self.scorers = Pool(self.sampler_peers), Pool(self.scorer_peers)
 
     def replace_learner(self) -> None:
         """Start another learner, at the base policy, in place of one that died; with several
         ranks, all of them."""
-        for peer in (self.learner, *self.followers):
-            ray.kill(peer.actor)
-        self.learner, self.followers = start_learners(self.config, self.plan)
-        self._await([self.learner, *self.followers])
-        self._unite()
+        self._end_learners()
+        self._begin_learners()
 
     def retire(self, pool: Pool, task: Task, lost: Lost) -> None:
         """A peer whose task failed rests until it answers; Ray is starting it again."""
@@ -73,8 +71,24 @@ class Fleet:
         pool.give(task.peer)
 
     def stop(self) -> None:
-        learners = self.learner, *self.followers
-        for peer in (*self.sampler_peers, *self.scorer_peers, *learners):
+        for peer in (*self.sampler_peers, *self.scorer_peers):
+            ray.kill(peer.actor)
+        self._end_learners()
+
+    def _begin_learners(self) -> None:
+        """Start the learner and its other ranks; again where one dies at it, as with its node."""
+        for attempts_left in reversed(range(START_ATTEMPTS)):
+            self.learner, self.followers = start_learners(self.config, self.plan)
+            try:
+                self._await([self.learner, *self.followers])
+                return self._unite()
+            except ConnectionError:
+                self._end_learners()
+                if not attempts_left:
+                    raise
+
+    def _end_learners(self) -> None:
+        for peer in (self.learner, *self.followers):
             ray.kill(peer.actor)
 
     def _unite(self) -> None:
@@ -90,7 +104,7 @@ class Fleet:
             self.pending.call(join, peer, "meeting the other learners")
 
     def _await(self, peers: Sequence[Peer]) -> None:
-        pings = [peer.actor.ping.remote() for peer in peers]
+        pings = [peer.actor.ping.options(max_task_retries=-1).remote() for peer in peers]
         for peer, ping in zip(peers, pings, strict=True):
             self.pending.call(ping, peer, "starting")
 

@@ -226,7 +226,7 @@ def advice(best: Row | None, rows: Sequence[Row]) -> str:
 
 def to_table(rows: Sequence[Row]) -> Table:
     title = "forecast (busy: samplers/scorers/learner, % of the time)"
-    table = Table(title=title, box=None, padding=(0, 2, 0, 0))
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
     is_checked = any(row.measured is not None for row in rows)
     for name in (*COLUMNS, *(CHECKS if is_checked else ())):
         table.add_column(name, justify="right")

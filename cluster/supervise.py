@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -84,6 +85,17 @@ class Pending:
     _tasks: dict[Any, Task] = field(default_factory=dict)
     _sent: dict[Any, float] = field(default_factory=dict)
     _kinds: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def watched(self, observer: Observer | None) -> Iterator[None]:
+        """While open, `observer` (if there is one) is told of tasks."""
+        observers = [] if observer is None else [observer]
+        self.observers += observers
+        try:
+            yield
+        finally:
+            for one in observers:
+                self.observers.remove(one)
 
     def add(self, reference: Any, task: Task) -> None:
         self._tasks[reference] = task

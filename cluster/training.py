@@ -16,6 +16,7 @@ from cluster.controller import Controller
 from cluster.fleet import Fleet
 from cluster.heldout import Heldout
 from cluster.placement import Misfit, Plan, place
+from cluster.prometheus import Gauges
 from cluster.supervise import Pending
 from cluster.trace import TRACE_FILE, Trace
 from musicrl.config import ClusterConfig, TrainConfig
@@ -44,7 +45,7 @@ def _start(
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Make the run's folder and its actors, and end these whatever happens."""
-    with Journal(config, Run.start(config)) as journal:
+    with Journal(config, Run.start(config), sinks=[Gauges(config.out)]) as journal:
         pending = Pending(store=ray, timeout_seconds=config.cluster.task_timeout_seconds)
         journal.display.say("starting the actors")
         fleet = Fleet(config, pending, plan)
@@ -90,9 +91,7 @@ def _run(
         journal.begin_training(version)
 
     journal.begin_training(version)
-    trace = Trace(config.trace, config.out / TRACE_FILE)
-    if config.trace:
-        fleet.pending.observers.append(trace)
+    trace = Trace(config.trace, config.out / TRACE_FILE) if config.trace else None
     controller = Controller(
         config,
         prompts=prompts,
@@ -102,8 +101,10 @@ def _run(
         heard=heldout.heard,
         measure=measure,
     )
-    trained, weights = controller.train(version, weights)
-    trace.close()
+    with fleet.pending.watched(trace):
+        trained, weights = controller.train(version, weights)
+    if trace is not None:
+        trace.close()
     version, best = trained, None if stop.is_requested else journal.restore_best()
     if best is not None:
         version, weights = restore(fleet, best)

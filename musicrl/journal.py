@@ -23,7 +23,7 @@ from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import REWARD, EvaluationResult, summary
 from musicrl.guards import Watch
 from musicrl.learner import StepReport
-from musicrl.metrics import Display, Metrics
+from musicrl.metrics import Display, Metrics, Sink
 from musicrl.run import Best, Run, versions
 from musicrl.types import Clips, Prompt
 
@@ -49,6 +49,8 @@ class Iteration:
     quarantined: int = 0
     """Prompts that were given up since the previous step."""
     replay_bytes: int = 0
+    actors: Mapping[str, float] = field(default_factory=dict)
+    """Figures of the actors, by their names in TensorBoard (none in one process)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,15 @@ class Totals:
 class Journal:
     """Open while the run goes on."""
 
-    def __init__(self, config: TrainConfig, run: Run, display: Display | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        display: Display | None = None,
+        *,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
+        """`sinks` receive what TensorBoard does."""
         self.config = config
         self.run = run
         self.audio = run.folder / "audio"
@@ -89,7 +99,7 @@ class Journal:
         self.restored: Best | None = None
         """What the run ends with in place of its last step."""
         self.display = display or Display()
-        self.metrics = Metrics(run.tensorboard, first_step=run.first_step)
+        self.metrics = Metrics(run.tensorboard, first_step=run.first_step, sinks=sinks)
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -252,12 +262,15 @@ def _means(result: EvaluationResult) -> dict[str, float]:
 
 
 def _scalars(iteration: Iteration) -> dict[str, float]:
-    report = iteration.report
+    report, wall = iteration.report, iteration.wall_seconds
     return {
         **report.figures,
+        **iteration.actors,
+        "throughput/samples_per_second": sum(report.lags.values()) / wall,
+        "throughput/tokens_per_second": report.num_tokens / wall,
         **{f"seconds/{phase}": value for phase, value in iteration.seconds.items()},
         **{f"failed/{name}": float(count) for name, count in report.failed_rewards.items()},
-        "seconds/iteration": iteration.wall_seconds,
+        "seconds/iteration": wall,
         "staleness/max_lag": float(max(report.lags, default=0)),
         "replay/lost_rollouts": float(iteration.lost_rollouts),
         "replay/quarantined": float(iteration.quarantined),

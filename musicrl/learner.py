@@ -44,6 +44,8 @@ class StepReport:
     """Clips that each reward could not score."""
     seconds: Mapping[str, float]
     """Of the phases `learn` and `publish`."""
+    num_tokens: int = 0
+    """That were trained on."""
 
 
 class Learner:
@@ -106,6 +108,7 @@ class Learner:
             lags=lags,
             failed_rewards=_failures(experience),
             seconds=seconds,
+            num_tokens=sum(e.rollouts.tokens.size for e in experience),
         )
         self._latest = report, weights
         return self._latest

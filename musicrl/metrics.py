@@ -7,7 +7,7 @@ terminal and as plain lines elsewhere. Both receive figures; neither computes an
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,17 +21,24 @@ from torch.utils.tensorboard import SummaryWriter
 from musicrl.audio import spectrogram_image
 from musicrl.types import Clips, Prompt
 
+Sink = Callable[[int, Mapping[str, float]], None]
+"""Takes the figures of a step."""
+
 
 class Metrics:
     """TensorBoard events of a run."""
 
-    def __init__(self, folder: Path, *, first_step: int = 0) -> None:
-        """Append to `folder`; events of an earlier attempt at `first_step` or later are hidden."""
+    def __init__(self, folder: Path, *, first_step: int = 0, sinks: Sequence[Sink] = ()) -> None:
+        """Append to `folder`; events of an earlier attempt at `first_step` or later are hidden.
+        `sinks` receive the same figures."""
+        self._sinks = sinks
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
 
     def scalars(self, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
+        for sink in self._sinks:
+            sink(step, figures)
 
     def lags(self, step: int, lags: Mapping[int, int]) -> None:
         """Histogram of the versions by which the samples of a step were older than the learner."""

@@ -65,7 +65,19 @@ def bench_controller(flags: Sequence[str], file: Path | None, *, has_help: bool)
     controller_bench.bench_controller(settings)
 
 
+def bench_chaos(flags: Sequence[str], file: Path | None, *, has_help: bool) -> None:
+    from musicrl.config import ClusterConfig
+
+    prepare_environment(ClusterConfig())
+    from cluster import chaos
+
+    if has_help:
+        return print_help(chaos.ChaosConfig(), verb="bench chaos")
+    chaos.bench_chaos(read_settings(chaos.ChaosConfig, flags, file))
+
+
 BENCHES = {
+    "chaos": bench_chaos,
     "controller": bench_controller,
     "lag": bench_lag,
     "sampler": bench_sampler,

@@ -38,8 +38,8 @@ def measure_costs(config: TrainConfig, machines: Sequence[Machine], *, updates: 
     walls = {}
     with real_turns(config) as turns:
         trace = Trace(updates=updates + 1, path=None)
-        turns.fleet.pending.observers.append(trace)
-        walls[0] = turns.run(0, updates)
+        with turns.fleet.pending.watched(trace):
+            walls[0] = turns.run(0, updates)
         walls[1] = turns.run(1, updates)
     costs = costs_of(trace.spans)
     lagging = replace(config, cluster=replace(config.cluster, max_lag=1))

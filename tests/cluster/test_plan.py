@@ -93,8 +93,8 @@ def test_the_contention_is_found_again() -> None:
 
 def spans() -> list[Span]:
     rig, trace = Rig(iterations=5, samplers=2), Trace(updates=9, path=None)
-    rig.fleet.pending.observers.append(trace)
-    rig.train()
+    with rig.fleet.pending.watched(trace):
+        rig.train()
     return trace.spans
 
 

@@ -77,8 +77,8 @@ def test_a_lost_task_is_a_span_and_no_update(tmp_path: Path) -> None:
 
 def test_the_first_updates_of_a_run_are_kept_and_then_no_more() -> None:
     rig, trace = Rig(iterations=4), Trace(updates=2, path=None)
-    rig.fleet.pending.observers.append(trace)
-    rig.train()
+    with rig.fleet.pending.watched(trace):
+        rig.train()
     kinds = [span.kind for span in trace.spans]
     assert (kinds.count("learn"), kinds[-1]) == (2, "learn")
     assert kinds.count("sample") == kinds.count("score") == 6
