@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from musicrl.config import TrainConfig
 
 Configure = Callable[..., TrainConfig]
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "deploy" / "grafana.json"
+PAGE = Path(__file__).parents[2] / "docs" / "monitoring.md"
 RAYS_OWN = {"ray_object_store_memory", "ray_node_gpus_utilization"}
 
 
@@ -45,6 +47,15 @@ def test_the_newest_figure_of_a_run_is_set(monkeypatch: pytest.MonkeyPatch) -> N
     assert made["musicrl_step"].values == [(3.0, run), (4.0, run)]
 
 
+def documented() -> list[str]:
+    """Patterns of the figures in the page's table; `/x` continues the name before it."""
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    found: list[str] = []
+    for name in (name for row in rows for name in re.findall("`([^`]+)`", row.split(" | ")[0])):
+        found.append(found[-1].rsplit("/", 1)[0] + name if name.startswith("/") else name)
+    return found
+
+
 def queries() -> list[str]:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     return [target["expr"] for panel in panels for target in panel["targets"]]
@@ -52,11 +63,17 @@ def queries() -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_dashboard_asks_for_what_a_run_exports(configure: Configure) -> None:
+def test_the_page_names_what_a_run_exports_and_the_dashboard_asks_for_nothing_else(
+    configure: Configure,
+) -> None:
     config = configure(iterations=2, cluster={"num_samplers": 1})
     train(config)
     events = EventAccumulator(str(config.out / "tensorboard"))
     events.Reload()
+    named = documented()
+    for name in events.Tags()["scalars"]:
+        assert any(fnmatchcase(name, pattern) for pattern in named), name
+    assert set(events.Tags()["histograms"]) <= set(named)
     exported = {f"ray_{metric_name(name)}" for name in events.Tags()["scalars"]}
     exported |= RAYS_OWN | {"ray_musicrl_step"}
     for query in queries():
