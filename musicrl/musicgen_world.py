@@ -47,6 +47,8 @@ class MusicGenWorldConfig:
     """Length of a whole clip."""
     text_size: int = 64
     """Tokens of the longest text; longer ones are cut."""
+    judge: str | None = None
+    """A CLAP that judges and enters no reward, named as the model (none: there is no such judge)."""
     prompts: Path | None = None
     """File of the prompts, from the world's folder on (none: prompts.parquet, or, where that is not
     there, the shipped captions)."""
@@ -70,8 +72,7 @@ class MusicGenWorld:
 
         Raises FileNotFoundError or ValueError naming the file or the setting at fault.
         """
-        path = folder / WORLD_FILE
-        config = build(MusicGenWorldConfig, read_yaml(path), origin=str(path))
+        path, config = folder / WORLD_FILE, read_world(folder)
         place, heard = (_find(name, folder, config) for name in (config.model, config.embedder))
         codec = HuggingFaceCodec.from_musicgen(place)
         frames = round(config.clip_seconds * codec.frame_rate)
@@ -84,8 +85,7 @@ class MusicGenWorld:
         )
         if policy is not None:
             model.load_policy(policy)
-        LOG.warning("weights of %s: licence %s", heard, licence(heard))
-        world = cls(model=model, codec=codec, embedder=Clap.from_folder(heard), folder=folder)
+        world = cls(model=model, codec=codec, embedder=_clap(heard), folder=folder)
         world.check()
         return world
 
@@ -111,9 +111,19 @@ class MusicGenWorld:
         return self.policy.layout
 
     @property
+    def written_levels(self) -> int:
+        """All levels of the codec."""
+        return self.codec.num_codebooks
+
+    @property
     def sample_rate(self) -> int:
         """Hz."""
         return self.codec.sample_rate
+
+    @property
+    def clip_seconds(self) -> float:
+        """Length of a whole clip."""
+        return (self.policy.num_steps - self.layout.num_streams + 1) / self.codec.frame_rate
 
     def steps_of(self, seconds: float | None) -> int:
         """Steps of a clip of `seconds` (none: of a whole clip): its frames, and one for each
@@ -149,6 +159,34 @@ class MusicGenWorld:
         """Write what learns, with the licence of what it was learned from."""
         config = {**asdict(self.policy.config), "licence": self.model.licence}
         save_tensors(path, merged(policy), kind=KIND, config=config)
+
+
+def read_world(folder: Path) -> MusicGenWorldConfig:
+    """What a folder's world.yaml says. Raises FileNotFoundError or ValueError naming the file."""
+    path = folder / WORLD_FILE
+    return build(MusicGenWorldConfig, read_yaml(path), origin=str(path))
+
+
+def load_judge(folder: Path) -> Clap | None:
+    """The CLAP that a folder's world.yaml names as a judge; none where it names none.
+
+    Raises FileNotFoundError or ValueError naming the file or the setting, also where the judge is
+    the model of the reward.
+    """
+    config = read_world(folder)
+    if config.judge is None:
+        return None
+    place = _find(config.judge, folder, config)
+    if place.samefile(_find(config.embedder, folder, config)):
+        raise ValueError(
+            f"{folder / WORLD_FILE}: judge {config.judge!r} is the embedder of the reward"
+        )
+    return _clap(place)
+
+
+def _clap(place: Path) -> Clap:
+    LOG.warning("weights of %s: licence %s", place, licence(place))
+    return Clap.from_folder(place)
 
 
 def _find(reference: str, folder: Path, config: MusicGenWorldConfig) -> Path:

@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from musicrl.evaluation.evaluate import policy_file
+from musicrl.evaluation.origin import policy_file
 from musicrl.policies.preference import PreferenceModel
 from musicrl.preference.ablations import FULL, ablate, ablation_figures, ablation_table
 from musicrl.preference.pairs import Pairs, SelectionConfig, load_pairs
