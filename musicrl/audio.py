@@ -74,6 +74,22 @@ def resample(audio: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.f
     return out.reshape(*lead, -1).astype(np.float32)
 
 
+def split_windows(audio: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Audio [B, N] to consecutive windows [B, W, size].
+
+    When N is no multiple of `size`, one more window is taken that ends with the clip and overlaps
+    the one before (as the paper's first and last 20 s of 30 s do); a clip shorter than a window is
+    padded with silence at its end. Both are this project's choice.
+    """
+    _, N = audio.shape
+    if size > N:
+        return np.pad(audio, ((0, 0), (0, size - N)))[:, None]
+    starts = list(range(0, N - size + 1, size))
+    if N % size:
+        starts.append(N - size)
+    return np.ascontiguousarray(np.stack([audio[:, s : s + size] for s in starts], 1))
+
+
 def loudness(audio: NDArray[np.float32]) -> NDArray[np.float64]:
     """Root-mean-square level of audio [..., N] in dB below full scale; -inf for silence."""
     power = np.square(audio, dtype=np.float64).mean(-1)

@@ -116,6 +116,11 @@ class MusicGenWorld:
         return self.codec.num_codebooks
 
     @property
+    def licence(self) -> str:
+        """Of the checkpoint."""
+        return self.model.licence
+
+    @property
     def sample_rate(self) -> int:
         """Hz."""
         return self.codec.sample_rate

@@ -35,6 +35,11 @@ class PlayableWorld(RewardWorld, Protocol):
         ...
 
     @property
+    def licence(self) -> str | None:
+        """Of the weights that all learning here starts from (none: this project's own)."""
+        ...
+
+    @property
     def sample_rate(self) -> int:
         """Hz."""
         ...

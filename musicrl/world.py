@@ -106,6 +106,11 @@ class World:
         return self.policy.config.coarse_levels
 
     @property
+    def licence(self) -> None:
+        """Its weights are this project's own."""
+        return
+
+    @property
     def sample_rate(self) -> int:
         """Hz."""
         return self.codec.sample_rate

@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from musicrl.audio import resample
+from musicrl.audio import resample, split_windows
 from musicrl.embedders.base import JointEmbedder
 from musicrl.rewards.base import Reward
-from musicrl.rewards.text import split_windows
 from musicrl.types import Clips
 
 Embed = Callable[[Clips], NDArray[np.float64]]
