@@ -1,4 +1,4 @@
-"""A world of a pretrained MusicGen: its decoder is the policy, its EnCodec plays, a CLAP listens.
+"""A world of a pretrained MusicGen: its decoder is the policy, its EnCodec plays, a joint embedding listens.
 
     world.yaml        family: musicgen, and the settings below
     prompts.parquet   the prompts of a run (none: the shipped captions)
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from musicrl.checkpoint import save_tensors
 from musicrl.codecs.huggingface import HuggingFaceCodec
-from musicrl.embedders.clap import Clap
+from musicrl.embedders.base import JointEmbedder
+from musicrl.embedders.table import load_embedder
 from musicrl.layout import Layout
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.folder import licence, locate
@@ -42,13 +43,13 @@ class MusicGenWorldConfig:
     model: str
     """The MusicGen: hub:ID, or path:DIR, from the world's folder on."""
     embedder: str
-    """The CLAP of the reward `text`, named as the model."""
+    """The joint embedding of the reward `text`, a CLAP or a MuQ-MuLan, named as the model."""
     clip_seconds: float = 10.0
     """Length of a whole clip."""
     text_size: int = 64
     """Tokens of the longest text; longer ones are cut."""
     judge: str | None = None
-    """A CLAP that judges and enters no reward, named as the model (none: there is no such judge)."""
+    """Another one, which judges and enters no reward (none: there is no such judge)."""
     prompts: Path | None = None
     """File of the prompts, from the world's folder on (none: prompts.parquet, or, where that is not
     there, the shipped captions)."""
@@ -62,7 +63,7 @@ class MusicGenWorld:
 
     model: MusicGen
     codec: HuggingFaceCodec
-    embedder: Clap
+    embedder: JointEmbedder
     folder: Path
     """Where rewards find files of their own."""
 
@@ -85,7 +86,7 @@ class MusicGenWorld:
         )
         if policy is not None:
             model.load_policy(policy)
-        world = cls(model=model, codec=codec, embedder=_clap(heard), folder=folder)
+        world = cls(model=model, codec=codec, embedder=_listener(heard, config), folder=folder)
         world.check()
         return world
 
@@ -156,7 +157,7 @@ class MusicGenWorld:
         return torch.cat([self.codec.decode(part) for part in parts]).cpu().numpy()
 
     def move_players(self, device: torch.device) -> None:
-        """Bring decoder and codec to `device`; the CLAP stays where it is."""
+        """Bring decoder and codec to `device`; the embedder stays where it is."""
         self.policy.to(device)
         self.codec.to(device)
 
@@ -172,8 +173,8 @@ def read_world(folder: Path) -> MusicGenWorldConfig:
     return build(MusicGenWorldConfig, read_yaml(path), origin=str(path))
 
 
-def load_judge(folder: Path) -> Clap | None:
-    """The CLAP that a folder's world.yaml names as a judge; none where it names none.
+def load_judge(folder: Path) -> JointEmbedder | None:
+    """The joint embedding that a folder's world.yaml names as a judge; none where it names none.
 
     Raises FileNotFoundError or ValueError naming the file or the setting, also where the judge is
     the model of the reward.
@@ -186,12 +187,12 @@ def load_judge(folder: Path) -> Clap | None:
         raise ValueError(
             f"{folder / WORLD_FILE}: judge {config.judge!r} is the embedder of the reward"
         )
-    return _clap(place)
+    return _listener(place, config)
 
 
-def _clap(place: Path) -> Clap:
+def _listener(place: Path, config: MusicGenWorldConfig) -> JointEmbedder:
     LOG.warning("weights of %s: licence %s", place, licence(place))
-    return Clap.from_folder(place)
+    return load_embedder(place, downloads=config.downloads)
 
 
 def _find(reference: str, folder: Path, config: MusicGenWorldConfig) -> Path:

@@ -257,7 +257,11 @@ def test_clips_are_whole_frames_and_late_codebooks_take_steps(world: Path) -> No
     ("setting", "value", "sentence"),
     [
         ("family", "musicgan", r"world\.yaml: unknown family 'musicgan'.*musicgen"),
-        ("embedder", "path:musicgen", "musicgen holds no CLAP that can be read: model_type is"),
+        (
+            "embedder",
+            "path:musicgen",
+            "musicgen holds no CLAP or MuQ-MuLan that can be read: model_type is",
+        ),
         ("embedder", "path:nowhere", "nowhere: no such folder"),
         ("model", "path:clap", r"clap.config\.json: audio_encoder is no 'encodec'"),
         ("model", "hub:nobody/nothing", "hub:nobody/nothing is not in the local cache"),

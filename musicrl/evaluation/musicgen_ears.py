@@ -1,6 +1,6 @@
 """Who judges the clips of a MusicGen world: what it names, what ships, and what needs no model.
 
-Distances are in the embedding of the CLAP that `world.yaml` names as its judge, and in the music
+Distances are in the embedding that `world.yaml` names as its judge, and in the music
 tagger's, which hears any audio. The tagger's opinions need the spread of its scores over real clips
 of the world, which only a file in the folder knows; without it there are none.
 """
@@ -25,7 +25,7 @@ from musicrl.evaluation.musicnn import Tagger
 from musicrl.musicgen_world import WORLD_FILE, load_judge
 from musicrl.rewards.base import Reward
 
-NO_JUDGE = f"{WORLD_FILE} names no `judge`, a CLAP other than the one of the reward"
+NO_JUDGE = f"{WORLD_FILE} names no `judge`, an embedder other than the one of the reward"
 NO_CALIBRATION = f"no {CALIBRATION} in the world's folder: `musicrl pretrain calibration` writes it"
 
 
