@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from musicrl.checkpoint import save_tensors
 from musicrl.codecs.huggingface import HuggingFaceCodec
 from musicrl.embedders.base import JointEmbedder
-from musicrl.embedders.table import load_embedder
+from musicrl.embedders.clap import Clap
 from musicrl.layout import Layout
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.folder import licence, locate
@@ -43,7 +43,7 @@ class MusicGenWorldConfig:
     model: str
     """The MusicGen: hub:ID, or path:DIR, from the world's folder on."""
     embedder: str
-    """The joint embedding of the reward `text`, a CLAP or a MuQ-MuLan, named as the model."""
+    """The joint embedding of the reward `text`, a CLAP, named as the model."""
     clip_seconds: float = 10.0
     """Length of a whole clip."""
     text_size: int = 64
@@ -86,7 +86,7 @@ class MusicGenWorld:
         )
         if policy is not None:
             model.load_policy(policy)
-        world = cls(model=model, codec=codec, embedder=_listener(heard, config), folder=folder)
+        world = cls(model=model, codec=codec, embedder=_listener(heard), folder=folder)
         world.check()
         return world
 
@@ -187,12 +187,12 @@ def load_judge(folder: Path) -> JointEmbedder | None:
         raise ValueError(
             f"{folder / WORLD_FILE}: judge {config.judge!r} is the embedder of the reward"
         )
-    return _listener(place, config)
+    return _listener(place)
 
 
-def _listener(place: Path, config: MusicGenWorldConfig) -> JointEmbedder:
+def _listener(place: Path) -> JointEmbedder:
     LOG.warning("weights of %s: licence %s", place, licence(place))
-    return load_embedder(place, downloads=config.downloads)
+    return Clap.from_folder(place)
 
 
 def _find(reference: str, folder: Path, config: MusicGenWorldConfig) -> Path:

@@ -260,7 +260,7 @@ def test_clips_are_whole_frames_and_late_codebooks_take_steps(world: Path) -> No
         (
             "embedder",
             "path:musicgen",
-            "musicgen holds no CLAP or MuQ-MuLan that can be read: model_type is",
+            "musicgen holds no CLAP that can be read: model_type is",
         ),
         ("embedder", "path:nowhere", "nowhere: no such folder"),
         ("model", "path:clap", r"clap.config\.json: audio_encoder is no 'encodec'"),
