@@ -5,6 +5,7 @@ Files are read with soundfile and resampled with soxr. Knows nothing of codecs o
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -33,16 +34,29 @@ def read_wav_with_rate(
     """Mono audio float32 [N] of a file and its sample rate in Hz; errors as `read_wav`."""
     if not path.is_file():
         raise FileNotFoundError(f"no audio file at {path}")
-    try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as fault:
-        raise ValueError(f"{path} is not a readable audio file: {fault.error_string}") from fault
-    if not audio.size:
-        raise ValueError(f"{path} holds no audio")
-    if not np.isfinite(audio).all():
-        raise ValueError(f"{path} holds samples that are not finite")
-    mono, wanted = to_mono(audio.T), sample_rate or rate
+    mono, rate = _mono(path, str(path))
+    wanted = sample_rate or rate
     return resample(mono, rate, wanted), wanted
+
+
+def decode_audio(data: bytes, *, name: str, sample_rate: int) -> NDArray[np.float32]:
+    """Mono audio float32 [N], at `sample_rate` Hz, of what a file holds; errors as `read_wav`,
+    naming `name`."""
+    mono, rate = _mono(io.BytesIO(data), name)
+    return resample(mono, rate, sample_rate)
+
+
+def _mono(source: Path | io.BytesIO, name: str) -> tuple[NDArray[np.float32], int]:
+    """Audio [N] and its sample rate."""
+    try:
+        audio, rate = soundfile.read(source, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as fault:
+        raise ValueError(f"{name} is not a readable audio file: {fault.error_string}") from fault
+    if not audio.size:
+        raise ValueError(f"{name} holds no audio")
+    if not np.isfinite(audio).all():
+        raise ValueError(f"{name} holds samples that are not finite")
+    return to_mono(audio.T), rate
 
 
 def write_wav(path: Path, audio: NDArray[np.float32], sample_rate: int) -> None:
