@@ -18,6 +18,7 @@ from musicrl.evaluation.reference import RealClips
 from musicrl.evaluation.report import sections, settings_of, to_html, to_markdown, told
 from musicrl.evaluation.rows import Evaluation, evaluate_rows
 from musicrl.textfile import write_text
+from musicrl.world import find_world
 
 
 def run_evaluation(
@@ -39,7 +40,7 @@ def run_evaluation(
         console.print(line, soft_wrap=True)
     report = to_report(config, evaluation)
     if config.out is not None:
-        settings = settings_of(config)
+        settings = settings_of(config, find_world(config.weights))
         write_text(config.out / "report.md", to_markdown(evaluation, settings))
         write_text(config.out / "report.html", to_html(evaluation, settings))
     if config.json is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 
 from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.document import Table, html_table, markdown_table, page
@@ -20,6 +21,7 @@ from musicrl.evaluation.table import (
     frontier_table,
     result_table,
 )
+from musicrl.rewards.preference import PREFERENCE, raters_of
 
 TITLE = "Evaluation on held-out prompts"
 NO_PERSON = "Rewards and judges are programs: no person heard these clips."
@@ -56,15 +58,22 @@ def told(evaluation: Evaluation) -> list[str]:
     return [NO_REFERENCE if to is None else f"distances are to the {to} clips", *left_out]
 
 
-def settings_of(config: EvaluateConfig) -> dict[str, object]:
-    """What decided the figures."""
+def settings_of(config: EvaluateConfig, folder: Path) -> dict[str, object]:
+    """What decided the figures of a folder's world."""
+    reward = config.reward
+    raters = (
+        {"raters of the preference model": raters_of(folder, reward.preference_file)}
+        if PREFERENCE in reward.weights
+        else {}
+    )
     return {
         "prompts": config.prompts,
         "seed": config.seed,
         "temperature": config.sampling.temperature,
         "guidance": config.sampling.guidance,
         "top_k": config.sampling.top_k,
-        "rewards": ", ".join(f"{weight:g} x {k}" for k, weight in config.reward.weights.items()),
+        "rewards": ", ".join(f"{weight:g} x {k}" for k, weight in reward.weights.items()),
+        **raters,
     }
 
 

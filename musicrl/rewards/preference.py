@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from musicrl.policies.preference import PreferenceModel
+from musicrl.policies.preference import PreferenceModel, read_facts
 from musicrl.types import Clips, Prompt
 
 PREFERENCE = "preference"
@@ -110,3 +110,9 @@ def load_preference(world: PreferenceWorld, file: Path | None = None) -> Prefere
         )
     model, facts = PreferenceModel.from_file(path, world.policy)
     return Preference(model.eval().requires_grad_(False), world, window=int(facts["window_steps"]))
+
+
+def raters_of(folder: Path, file: Path | None = None) -> str:
+    """Who chose what a model learned from, as its file (none: that of a world's folder) says:
+    people, or simulated. Raises FileNotFoundError or ValueError naming the file."""
+    return str(read_facts(file or folder / PREFERENCE_FILE).get("raters", "unknown"))

@@ -179,8 +179,22 @@ def test_simulated_choices_become_a_reward_of_a_run(musicgen_world: Path, tmp_pa
         },
         "evaluation": {"prompts": 4, "audio_prompts": 1},
     }
-    summary = solo(build(TrainConfig, settings, origin="test"))
+    config = build(TrainConfig, settings, origin="test")
+    summary = solo(config)
     before = summary["evaluation"]["before"]
     raw, total = (before[name]["mean"] for name in ("reward/preference", "reward"))
     assert total == pytest.approx(raw, rel=1e-5)
     assert abs(raw) > 1e-3
+    checkpoint = config.out / "checkpoints" / "step_000001" / "policy.safetensors"
+    exported = tmp_path / "exported"
+    words = [f"path:{musicgen_world / 'musicgen'}", "--policy", str(checkpoint)]
+    assert main(["export", *words, "--run", str(config.out), "--out", str(exported)]) == 0
+    assert "preference model learned from raters: simulated" in (exported / "README.md").read_text()
+    flags = f"--weights {musicgen_world} --prompts 2 --out {tmp_path / 'report'}"
+    flags += (
+        f" --reward.weights.preference 1.0 --reward.preference-file {out}/preference.safetensors"
+    )
+    assert main(["evaluate", *flags.split()]) == 0
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "| raters of the preference model | simulated |" in report
+    assert "| reward/preference | " in report
