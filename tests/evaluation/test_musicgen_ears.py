@@ -31,8 +31,8 @@ def folder(musicgen_world: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def clips(musicgen_world: Path) -> Clips:
-    """Eight clips of random codes."""
-    audio = sounds_of(HuggingFaceCodec.from_musicgen(musicgen_world / "musicgen"))[:8]
+    """Four clips of random codes."""
+    audio = sounds_of(HuggingFaceCodec.from_musicgen(musicgen_world / "musicgen"))[:4]
     return Clips(audio=audio.numpy(), sample_rate=RATE)
 
 
@@ -54,7 +54,7 @@ def test_without_a_judge_the_tagger_embeds_and_needs_no_calibration(
     assert ears.left_out.keys() == {"judge/embedding", "judge/tagger"}
     (vectors,) = ears.embed(clips).values()
     assert np.isfinite(vectors).all()
-    assert np.linalg.matrix_rank(vectors - vectors.mean(0)) > 3  # clips are told apart
+    assert np.linalg.matrix_rank(vectors - vectors.mean(0)) == 3  # clips are told apart
 
 
 def test_a_named_judge_scores_and_embeds_as_that_clap_does(folder: Path, clips: Clips) -> None:
@@ -85,9 +85,9 @@ def test_a_calibration_gives_the_tagger_opinions(folder: Path) -> None:
 
 def test_real_clips_are_what_distances_are_to(folder: Path, clips: Clips) -> None:
     world = load_world(folder)
-    real = RealClips(clips=clips, solo=np.zeros(8, bool))
-    found = measure_references(real, world, musicgen_ears(folder), size=4)
-    assert found.first.num_clips == 4
+    real = RealClips(clips=clips, solo=np.zeros(4, bool))
+    found = measure_references(real, world, musicgen_ears(folder), size=2)
+    assert found.first.num_clips == 2
     assert list(found.codec) == ["2 levels"]  # the policy writes all that the codec knows
     embedded = {name: rows.embeddings["tagger"] for name, rows in found.beside.items()}
     assert embedded.keys() == {"real", "reconstruction"}

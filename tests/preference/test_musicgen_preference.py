@@ -135,13 +135,13 @@ def test_every_family_of_trunks_makes_a_fresh_one(world: MusicGenWorld) -> None:
 def test_a_planted_rule_is_learned(
     musicgen_world: Path, world: MusicGenWorld, tmp_path: Path
 ) -> None:
-    file = write_planted(tmp_path / "planted.parquet", 600, world.layout)
+    file = write_planted(tmp_path / "planted.parquet", 400, world.layout)
     config = FitConfig(
         files=(file,),
         out=tmp_path / "out",
         weights=musicgen_world,
         selection=SelectionConfig(heldout=0.2),
-        training=TrainingConfig(steps=150, learning_rate=1e-2, evaluate_every=50),
+        training=TrainingConfig(steps=90, learning_rate=1e-2, evaluate_every=30),
     )
     report = fit(config)
     assert report["accuracy"] > 0.9
