@@ -167,4 +167,5 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     folder = find_world(weights)
     policy = None if model.policy is None else find_policy(folder, model.policy).absolute()
     model = replace(model, weights=weights, policy=policy)
-    return replace(config, out=config.out.absolute(), model=model)
+    out, reward = config.out.absolute(), config.reward.with_absolute_paths()
+    return replace(config, out=out, model=model, reward=reward)

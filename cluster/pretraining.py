@@ -18,7 +18,7 @@ from rich.console import Console
 
 from cluster.pretrain_config import COMPARISONS, PretrainConfig
 from musicrl.evaluation.judges import CALIBRATION
-from musicrl.policies.preference import PreferenceModel
+from musicrl.policies.preference import read_facts
 from musicrl.preference.fit import FitConfig, fit
 from musicrl.preference.simulate import simulate
 from musicrl.preference.training import CHECKPOINT
@@ -208,7 +208,7 @@ def _fit(config: FitConfig, weights: Path) -> dict[str, float]:
     made = config.out / PREFERENCE_FILE
     if not made.is_file():
         fit(config)
-    _, facts = PreferenceModel.from_file(made)
+    facts = read_facts(made)
     partial = weights / f".{PREFERENCE_FILE}.partial"
     copyfile(made, partial)
     partial.replace(weights / PREFERENCE_FILE)

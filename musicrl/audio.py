@@ -5,6 +5,7 @@ Files are read with soundfile and resampled with soxr. Knows nothing of codecs o
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -33,16 +34,29 @@ def read_wav_with_rate(
     """Mono audio float32 [N] of a file and its sample rate in Hz; errors as `read_wav`."""
     if not path.is_file():
         raise FileNotFoundError(f"no audio file at {path}")
-    try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as fault:
-        raise ValueError(f"{path} is not a readable audio file: {fault.error_string}") from fault
-    if not audio.size:
-        raise ValueError(f"{path} holds no audio")
-    if not np.isfinite(audio).all():
-        raise ValueError(f"{path} holds samples that are not finite")
-    mono, wanted = to_mono(audio.T), sample_rate or rate
+    mono, rate = _mono(path, str(path))
+    wanted = sample_rate or rate
     return resample(mono, rate, wanted), wanted
+
+
+def decode_audio(data: bytes, *, name: str, sample_rate: int) -> NDArray[np.float32]:
+    """Mono audio float32 [N], at `sample_rate` Hz, of what a file holds; errors as `read_wav`,
+    naming `name`."""
+    mono, rate = _mono(io.BytesIO(data), name)
+    return resample(mono, rate, sample_rate)
+
+
+def _mono(source: Path | io.BytesIO, name: str) -> tuple[NDArray[np.float32], int]:
+    """Audio [N] and its sample rate."""
+    try:
+        audio, rate = soundfile.read(source, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as fault:
+        raise ValueError(f"{name} is not a readable audio file: {fault.error_string}") from fault
+    if not audio.size:
+        raise ValueError(f"{name} holds no audio")
+    if not np.isfinite(audio).all():
+        raise ValueError(f"{name} holds samples that are not finite")
+    return to_mono(audio.T), rate
 
 
 def write_wav(path: Path, audio: NDArray[np.float32], sample_rate: int) -> None:
@@ -72,6 +86,22 @@ def resample(audio: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.f
     rows = audio.reshape(-1, N)
     out = np.stack([soxr.resample(row, rate, wanted) for row in rows])
     return out.reshape(*lead, -1).astype(np.float32)
+
+
+def split_windows(audio: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Audio [B, N] to consecutive windows [B, W, size].
+
+    When N is no multiple of `size`, one more window is taken that ends with the clip and overlaps
+    the one before (as the paper's first and last 20 s of 30 s do); a clip shorter than a window is
+    padded with silence at its end. Both are this project's choice.
+    """
+    _, N = audio.shape
+    if size > N:
+        return np.pad(audio, ((0, 0), (0, size - N)))[:, None]
+    starts = list(range(0, N - size + 1, size))
+    if N % size:
+        starts.append(N - size)
+    return np.ascontiguousarray(np.stack([audio[:, s : s + size] for s in starts], 1))
 
 
 def loudness(audio: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -30,6 +30,10 @@ class Layout(Protocol):
 
     def to_codes(self, tokens: NDArray[np.int16]) -> NDArray[np.int16]: ...
 
+    def cut(self, tokens: NDArray[np.int16], start: int, size: int) -> NDArray[np.int16]:
+        """A part of grids [B, S, K], from step `start` on, as whole grids of `size` steps."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrameLayout:
@@ -86,6 +90,10 @@ class FrameLayout:
         B, S, _ = tokens.shape
         coarse = tokens[:, :, 1:].reshape(B, S * self.codec_frames_per_step, self.coarse_levels)
         return np.ascontiguousarray(coarse.transpose(0, 2, 1))
+
+    def cut(self, tokens: NDArray[np.int16], start: int, size: int) -> NDArray[np.int16]:
+        """Steps `start` to `start + size` of grids [B, S, K]."""
+        return tokens[:, start : start + size]
 
     def to_semantic(self, tokens: NDArray[np.int16]) -> NDArray[np.int16]:
         """Grid [B, S, K] to the semantic tokens [B, S]."""
@@ -144,3 +152,11 @@ class DelayedLayout:
         _, S, K = tokens.shape
         T = S - K + 1
         return np.stack([tokens[:, k : k + T, k] for k in range(K)], axis=1)
+
+    def cut(self, tokens: NDArray[np.int16], start: int, size: int) -> NDArray[np.int16]:
+        """The frames from number `start` on that a grid of `size` steps holds, as such a grid, of
+        grids [B, S, K]. Raises ValueError where it would hold no frame."""
+        frames = size - self.num_codebooks + 1
+        if frames < 1:
+            raise ValueError(f"{size} steps of {self.num_codebooks} codebooks hold no frame")
+        return self.interleave(self.to_codes(tokens)[:, :, start : start + frames])

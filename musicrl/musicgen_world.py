@@ -1,4 +1,4 @@
-"""A world of a pretrained MusicGen: its decoder is the policy, its EnCodec plays, a CLAP listens.
+"""A world of a pretrained MusicGen: its decoder is the policy, its EnCodec plays, a joint embedding listens.
 
     world.yaml        family: musicgen, and the settings below
     prompts.parquet   the prompts of a run (none: the shipped captions)
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from musicrl.checkpoint import save_tensors
 from musicrl.codecs.huggingface import HuggingFaceCodec
+from musicrl.embedders.base import JointEmbedder
 from musicrl.embedders.clap import Clap
 from musicrl.layout import Layout
 from musicrl.policies.delayed import DelayedLM
@@ -42,11 +43,13 @@ class MusicGenWorldConfig:
     model: str
     """The MusicGen: hub:ID, or path:DIR, from the world's folder on."""
     embedder: str
-    """The CLAP of the reward `text`, named as the model."""
+    """The joint embedding of the reward `text`, a CLAP, named as the model."""
     clip_seconds: float = 10.0
     """Length of a whole clip."""
     text_size: int = 64
     """Tokens of the longest text; longer ones are cut."""
+    judge: str | None = None
+    """Another one, which judges and enters no reward (none: there is no such judge)."""
     prompts: Path | None = None
     """File of the prompts, from the world's folder on (none: prompts.parquet, or, where that is not
     there, the shipped captions)."""
@@ -60,7 +63,7 @@ class MusicGenWorld:
 
     model: MusicGen
     codec: HuggingFaceCodec
-    embedder: Clap
+    embedder: JointEmbedder
     folder: Path
     """Where rewards find files of their own."""
 
@@ -70,8 +73,7 @@ class MusicGenWorld:
 
         Raises FileNotFoundError or ValueError naming the file or the setting at fault.
         """
-        path = folder / WORLD_FILE
-        config = build(MusicGenWorldConfig, read_yaml(path), origin=str(path))
+        path, config = folder / WORLD_FILE, read_world(folder)
         place, heard = (_find(name, folder, config) for name in (config.model, config.embedder))
         codec = HuggingFaceCodec.from_musicgen(place)
         frames = round(config.clip_seconds * codec.frame_rate)
@@ -84,8 +86,7 @@ class MusicGenWorld:
         )
         if policy is not None:
             model.load_policy(policy)
-        LOG.warning("weights of %s: licence %s", heard, licence(heard))
-        world = cls(model=model, codec=codec, embedder=Clap.from_folder(heard), folder=folder)
+        world = cls(model=model, codec=codec, embedder=_listener(heard), folder=folder)
         world.check()
         return world
 
@@ -111,9 +112,24 @@ class MusicGenWorld:
         return self.policy.layout
 
     @property
+    def written_levels(self) -> int:
+        """All levels of the codec."""
+        return self.codec.num_codebooks
+
+    @property
+    def licence(self) -> str:
+        """Of the checkpoint."""
+        return self.model.licence
+
+    @property
     def sample_rate(self) -> int:
         """Hz."""
         return self.codec.sample_rate
+
+    @property
+    def clip_seconds(self) -> float:
+        """Length of a whole clip."""
+        return (self.policy.num_steps - self.layout.num_streams + 1) / self.codec.frame_rate
 
     def steps_of(self, seconds: float | None) -> int:
         """Steps of a clip of `seconds` (none: of a whole clip): its frames, and one for each
@@ -141,7 +157,7 @@ class MusicGenWorld:
         return torch.cat([self.codec.decode(part) for part in parts]).cpu().numpy()
 
     def move_players(self, device: torch.device) -> None:
-        """Bring decoder and codec to `device`; the CLAP stays where it is."""
+        """Bring decoder and codec to `device`; the embedder stays where it is."""
         self.policy.to(device)
         self.codec.to(device)
 
@@ -149,6 +165,34 @@ class MusicGenWorld:
         """Write what learns, with the licence of what it was learned from."""
         config = {**asdict(self.policy.config), "licence": self.model.licence}
         save_tensors(path, merged(policy), kind=KIND, config=config)
+
+
+def read_world(folder: Path) -> MusicGenWorldConfig:
+    """What a folder's world.yaml says. Raises FileNotFoundError or ValueError naming the file."""
+    path = folder / WORLD_FILE
+    return build(MusicGenWorldConfig, read_yaml(path), origin=str(path))
+
+
+def load_judge(folder: Path) -> JointEmbedder | None:
+    """The joint embedding that a folder's world.yaml names as a judge; none where it names none.
+
+    Raises FileNotFoundError or ValueError naming the file or the setting, also where the judge is
+    the model of the reward.
+    """
+    config = read_world(folder)
+    if config.judge is None:
+        return None
+    place = _find(config.judge, folder, config)
+    if place.samefile(_find(config.embedder, folder, config)):
+        raise ValueError(
+            f"{folder / WORLD_FILE}: judge {config.judge!r} is the embedder of the reward"
+        )
+    return _listener(place)
+
+
+def _listener(place: Path) -> JointEmbedder:
+    LOG.warning("weights of %s: licence %s", place, licence(place))
+    return Clap.from_folder(place)
 
 
 def _find(reference: str, folder: Path, config: MusicGenWorldConfig) -> Path:

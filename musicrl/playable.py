@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from musicrl.codecs.base import Codec
 from musicrl.layout import Layout
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.musiclm import MusicLM
@@ -26,8 +27,26 @@ class PlayableWorld(RewardWorld, Protocol):
     def layout(self) -> Layout: ...
 
     @property
+    def codec(self) -> Codec: ...
+
+    @property
+    def written_levels(self) -> int:
+        """First levels of the codec that the policy writes."""
+        ...
+
+    @property
+    def licence(self) -> str | None:
+        """Of the weights that all learning here starts from (none: this project's own)."""
+        ...
+
+    @property
     def sample_rate(self) -> int:
         """Hz."""
+        ...
+
+    @property
+    def clip_seconds(self) -> float:
+        """Length of a whole clip."""
         ...
 
     def steps_of(self, seconds: float | None) -> int:

@@ -101,6 +101,16 @@ class World:
         return self.policy.layout
 
     @property
+    def written_levels(self) -> int:
+        """First levels of the codec that the policy writes."""
+        return self.policy.config.coarse_levels
+
+    @property
+    def licence(self) -> None:
+        """Its weights are this project's own."""
+        return
+
+    @property
     def sample_rate(self) -> int:
         """Hz."""
         return self.codec.sample_rate

@@ -115,6 +115,16 @@ def _prompts() -> dict[str, list[str]]:
     }
 
 
+@pytest.fixture(scope="session")
+def musicgen_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random MusicGen and random CLAPs."""
+    from tests.small_musicgen import write_world
+
+    folder = tmp_path_factory.mktemp("musicgen-world")
+    write_world(folder)
+    return folder
+
+
 @pytest.fixture
 def configure(tiny_world: Path, tmp_path: Path) -> Configure:
     """Configurations of short runs in the tiny world: `configure(iterations=2, cluster={...})`."""

@@ -65,3 +65,15 @@ def test_codebooks_are_late_by_their_number() -> None:
     assert layout.vocab_sizes == (11, 11, 11)
     with pytest.raises(ValueError, match="codes of 2 codebooks do not fit a layout of 3"):
         layout.interleave(codes[:, :2])
+
+
+def test_a_part_of_a_late_grid_is_a_whole_grid() -> None:
+    """Frames 1 and 2 of three, with the special tokens where a clip of two frames has them."""
+    layout = DelayedLayout(vocab=10, num_codebooks=2)
+    grid = layout.interleave(np.array([[[1, 2, 3], [4, 5, 6]]]))
+    assert layout.cut(grid, 1, 3)[0].T.tolist() == [[2, 3, 10], [10, 5, 6]]
+    assert np.array_equal(layout.cut(grid, 0, 4), grid)
+    with pytest.raises(ValueError, match="1 steps of 2 codebooks hold no frame"):
+        layout.cut(grid, 0, 1)
+    frames = TINY.cut(np.arange(12, dtype=np.int16).reshape(1, 4, 3), 1, 2)
+    assert frames.tolist() == [[[3, 4, 5], [6, 7, 8]]]

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -18,19 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as torch_file
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
-from transformers import (
-    ClapConfig,
-    ClapFeatureExtractor,
-    ClapModel,
-    EncodecConfig,
-    MusicgenConfig,
-    MusicgenDecoderConfig,
-    MusicgenForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    T5Config,
-)
+from transformers import ClapModel
 
 from cluster.cli import main
 from cluster.fleet import with_absolute_paths
@@ -46,131 +32,12 @@ from musicrl.settings import build, merge, to_tree
 from musicrl.solo import solo
 from musicrl.world import SHIPPED
 from musicrl.worlds import load_world
-
-VOCAB, RATE, HOP, WINDOW = 16, 16000, 320, 0.4
-WORDS = ("<s>", "<pad>", "</s>", "<unk>", "slow", "fast", "piano", "flute")
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    words = models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
-    tokenizer = Tokenizer(words)
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", model_max_length=20
-    )
-
-
-def _musicgen(folder: Path) -> None:
-    torch.manual_seed(0)
-    text = T5Config(vocab_size=12, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    codec = EncodecConfig(
-        sampling_rate=RATE,
-        target_bandwidths=[RATE / HOP * 4 * 2 / 1000],
-        upsampling_ratios=[8, 8, 5],
-        num_filters=4,
-        hidden_size=8,
-        codebook_size=VOCAB,
-        codebook_dim=8,
-        num_lstm_layers=1,
-        chunk_length_s=None,
-    )
-    decoder = MusicgenDecoderConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        ffn_dim=48,
-        num_codebooks=2,
-        pad_token_id=VOCAB,
-        bos_token_id=VOCAB,
-    )
-    config = MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=decoder)
-    model = MusicgenForConditionalGeneration(config)
-    for layer in model.audio_encoder.quantizer.layers:
-        layer.codebook.embed.normal_()
-    model.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
-    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A model\n")
-
-
-def _clap(folder: Path, sounds: Tensor) -> Any:
-    """Its first layer is told the levels of `sounds` [B, N], as training would have."""
-    torch.manual_seed(1)
-    text = {
-        "vocab_size": len(WORDS),
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-        "max_position_embeddings": 24,
-    }
-    audio = {
-        "num_mel_bins": 16,
-        "spec_size": 64,
-        "window_size": 4,
-        "patch_size": 4,
-        "patch_stride": [4, 4],
-        "patch_embeds_hidden_size": 16,
-        "hidden_size": 32,
-        "depths": [1, 1],
-        "num_attention_heads": [2, 2],
-        "num_hidden_layers": 2,
-    }
-    model = ClapModel(
-        ClapConfig(text_config=text, audio_config=audio, projection_dim=16, initializer_factor=20.0)
-    ).eval()
-    _hear(model.audio_model.audio_encoder.batch_norm, sounds)
-    model.save_pretrained(folder)
-    _extractor().save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
-    return model
-
-
-def _hear(norm: Any, sounds: Tensor) -> None:
-    mels = _extractor()(list(sounds.numpy()), sampling_rate=RATE)["input_features"]
-    levels = torch.tensor(np.array(mels)).flatten(0, 2)
-    norm.running_mean.copy_(levels.mean(0))
-    norm.running_var.copy_(levels.var(0))
-
-
-def _extractor() -> ClapFeatureExtractor:
-    return ClapFeatureExtractor(
-        feature_size=16,
-        sampling_rate=RATE,
-        hop_length=160,
-        max_length_s=WINDOW,
-        fft_window_size=512,
-        frequency_min=20,
-        frequency_max=RATE // 2,
-        truncation="rand_trunc",
-    )
-
-
-def _sounds(codec: HuggingFaceCodec) -> Tensor:
-    """Audio float32 [32, N] of random codes."""
-    torch.manual_seed(2)
-    return codec.decode(torch.randint(VOCAB, (32, 2, round(WINDOW * codec.frame_rate))))
+from tests.small_musicgen import HOP, RATE, WINDOW, extractor, sounds_of, tokenizer
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("musicgen-world")
-    _musicgen(folder / "musicgen")
-    sounds = _sounds(HuggingFaceCodec.from_musicgen(folder / "musicgen"))
-    _clap(folder / "clap", sounds)
-    (folder / "world.yaml").write_text(
-        f"family: musicgen\nmodel: path:musicgen\nembedder: path:clap\n"
-        f"clip_seconds: {WINDOW}\ntext_size: 4\n"
-    )
-    texts = ["slow piano", "fast piano", "slow flute", "fast flute"]
-    rows = [("train", text) for text in texts] + [("heldout", text) for text in texts * 4]
-    table = {
-        "id": [str(number) for number in range(len(rows))],
-        "text": [text for _, text in rows],
-        "split": [split for split, _ in rows],
-    }
-    pyarrow.parquet.write_table(pyarrow.table(table), folder / "prompts.parquet")
-    return folder
+def world(musicgen_world: Path) -> Path:
+    return musicgen_world
 
 
 def _config(world: Path, out: Path, **settings: Any) -> TrainConfig:
@@ -190,10 +57,10 @@ def _config(world: Path, out: Path, **settings: Any) -> TrainConfig:
 def test_clap_is_transformers_behind_the_protocol(world: Path) -> None:
     ours, theirs = Clap.from_folder(world / "clap"), ClapModel.from_pretrained(world / "clap")
     assert (ours.sample_rate, ours.window_seconds) == (RATE, WINDOW)
-    audio = _sounds(HuggingFaceCodec.from_musicgen(world / "musicgen"))[:3]
+    audio = sounds_of(HuggingFaceCodec.from_musicgen(world / "musicgen"))[:3]
     texts = ["slow piano", "flute"]
-    heard = _extractor()(list(audio.numpy()), sampling_rate=RATE, return_tensors="pt")
-    read = _tokenizer()(texts, padding=True, return_tensors="pt")
+    heard = extractor()(list(audio.numpy()), sampling_rate=RATE, return_tensors="pt")
+    read = tokenizer()(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         sounds = theirs.eval().get_audio_features(heard["input_features"].float()).pooler_output
         words = theirs.get_text_features(read.input_ids, read.attention_mask).pooler_output
@@ -311,6 +178,32 @@ def test_a_checkpoint_carries_the_licence_and_is_exported(alone: Any, tmp_path: 
     assert not torch.equal(learned["head"], begun["head"])
 
 
+def test_a_run_is_evaluated_against_its_base(alone: Any, tmp_path: Path) -> None:
+    run, out = alone[0].out, tmp_path / "report"
+    words = [str(run), "--weights", str(alone[0].model.weights), "--prompts", "16"]
+    assert main(["evaluate", *words, "--out", str(out), "--json", str(tmp_path / "e.json")]) == 0
+    report = json.loads((tmp_path / "e.json").read_text())
+    base, learned = report["rows"]["base"], report["rows"][str(run)]
+    trained = alone[1]["evaluation"]
+    for row, side in ((base, "before"), (learned, "after")):
+        assert row["figures"]["reward"]["mean"] == pytest.approx(trained[side]["reward"]["mean"])
+    assert learned["kl"].keys() == {"codebook0", "codebook1", "total"}
+    assert learned["kl"]["total"]["mean"] == pytest.approx(trained["kl"]["total"]["mean"])
+    assert report["win_rates"][str(run)]["reward"]["win_rate"] > 0.8
+    assert {"distinct-1/codebook0", "spread/tagger", "silent"} <= report["sets"]["rows"]["base"][
+        "diversity"
+    ].keys()
+    left_out = report["left_out"]
+    assert left_out["judge/embedding"].startswith("world.yaml names no `judge`")
+    assert left_out["judge/tagger"].startswith("no calibration.json")
+    assert left_out["judge/onset-tempo"].startswith("no clip of these prompts")
+    for text in ((out / "report.md").read_text(), (out / "report.html").read_text()):
+        assert "KL of codebook1, nats a clip" in text
+        assert "left out: judge/tagger: no calibration.json" in text
+        assert "| judge/onset-tempo" not in text
+        assert "judge/pitch-variety" in text
+
+
 def test_a_listening_page_has_the_base_and_what_was_learned(alone: Any, tmp_path: Path) -> None:
     file, out = _checkpoint(alone[0], "policy.safetensors"), tmp_path / "page"
     weights = ["--weights", str(alone[0].model.weights), "--prompts", "2", "--out", str(out)]
@@ -364,7 +257,11 @@ def test_clips_are_whole_frames_and_late_codebooks_take_steps(world: Path) -> No
     ("setting", "value", "sentence"),
     [
         ("family", "musicgan", r"world\.yaml: unknown family 'musicgan'.*musicgen"),
-        ("embedder", "path:musicgen", "musicgen holds no CLAP that can be read: model_type is"),
+        (
+            "embedder",
+            "path:musicgen",
+            "musicgen holds no CLAP that can be read: model_type is",
+        ),
         ("embedder", "path:nowhere", "nowhere: no such folder"),
         ("model", "path:clap", r"clap.config\.json: audio_encoder is no 'encodec'"),
         ("model", "hub:nobody/nothing", "hub:nobody/nothing is not in the local cache"),
@@ -408,4 +305,6 @@ def test_older_names_of_the_codecs_tensors_are_known(world: Path, tmp_path: Path
     save_file(older, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((world / "musicgen" / "config.json").read_text())
     found = HuggingFaceCodec.from_musicgen(tmp_path)
-    assert torch.equal(_sounds(found), _sounds(HuggingFaceCodec.from_musicgen(world / "musicgen")))
+    assert torch.equal(
+        sounds_of(found), sounds_of(HuggingFaceCodec.from_musicgen(world / "musicgen"))
+    )

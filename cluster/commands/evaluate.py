@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from cluster.commands.flags import print_help, read_settings, split_words, wants_help
-from musicrl.evaluation.evaluate import EvaluateConfig, run_evaluation
+from musicrl.evaluation.config import EvaluateConfig
+from musicrl.evaluation.evaluate import run_evaluation
 from musicrl.evaluation.reference import RealClips
 from musicrl.evaluation.spread import SpreadConfig, run_spread
 from musicrl.pretrain.world import WorldData
 from musicrl.types import Clips
+from musicrl.worlds import family_of
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -24,7 +26,7 @@ def evaluate(args: Sequence[str]) -> None:
     config = read_settings(EvaluateConfig, flags)
     config = replace(config, policies=(*map(Path, words), *config.policies))
     real = None if config.world is None else real_clips(config.world, 2 * config.prompts)
-    run_evaluation(config, real=real)
+    run_evaluation(config, real=real, family=family_of(config.weights))
 
 
 def real_clips(world: Path, count: int) -> RealClips:

@@ -16,7 +16,9 @@ from musicrl.config import load_config
 from musicrl.policies.export import export as write
 from musicrl.policies.folder import read_json
 from musicrl.policies.musicgen import MusicGen
+from musicrl.rewards.preference import PREFERENCE, raters_of
 from musicrl.settings import to_tree
+from musicrl.world import find_world
 
 EXAMPLE = "musicrl export path:musicgen-small --policy learned.safetensors"
 TOLD = ("iterations", "seed", "last_step", "evaluation")
@@ -47,10 +49,22 @@ def export(args: Sequence[str]) -> None:
     if len(words) != 1 or config.policy is None:
         raise ValueError(f"export needs a base and --policy, as in: {EXAMPLE}")
     summary, settings = (None, None) if config.run is None else _read_run(config.run)
+    raters = None if config.run is None else _raters(config.run)
     model = MusicGen.load(words[0], downloads=config.downloads)
     model.load_policy(config.policy)
-    folder = write(model, config.out, base=words[0], summary=summary, settings=settings)
+    folder = write(
+        model, config.out, base=words[0], summary=summary, settings=settings, raters=raters
+    )
     print(f"{folder}: licence {model.licence}")
+
+
+def _raters(run: Path) -> str | None:
+    """Who the run's preference model learned from; None where it rewarded with none."""
+    config = load_config(run / "config.yaml")
+    reward = config.reward
+    if PREFERENCE not in reward.weights:
+        return None
+    return raters_of(find_world(config.model.weights), reward.preference_file)
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

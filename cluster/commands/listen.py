@@ -29,16 +29,14 @@ def listen(args: Sequence[str]) -> None:
 
 
 def clips_like(world: Path, prompts: Sequence[Prompt]) -> Clips:
-    """A clip of a rendered world's test split for each prompt: the first that has all of its
-    attributes, and no clip twice where that can be.
+    """A clip of a world's test split for each prompt: the first that is like it, and no clip twice
+    where that can be.
 
     Raises ValueError naming a prompt that no clip is like.
     """
     data, taken = WorldData(world, "test"), list[int]()
-    attributes = [{k: v for k, v in row.as_row().items() if v} for row in data.attributes]
     for prompt in prompts:
-        wanted = dict(prompt.attributes)
-        fitting = [i for i, row in enumerate(attributes) if wanted.items() <= row.items()]
+        fitting = [i for i in range(len(data)) if data.is_like(i, prompt)]
         if not fitting:
             raise ValueError(f"{world} holds no test clip like {prompt.text!r}")
         taken.append(next((i for i in fitting if i not in taken), fitting[0]))

@@ -25,6 +25,11 @@ class JointEmbedder(Protocol):
         """Audio float32 [B, window samples], on the CPU, to float32 [B, D], unit length."""
         ...
 
+    def embed_clip(self, audio: Tensor) -> Tensor:
+        """Audio float32 [B, N] of any length, on the CPU, to float32 [B, D]: the mean over its
+        windows, at unit length."""
+        ...
+
     def move(self, device: torch.device) -> None:
         """Bring both towers to `device`: what they give lies there."""
         ...

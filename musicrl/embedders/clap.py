@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from musicrl.audio import split_windows
+
 EXTRA = "CLAP needs the extra: pip install 'musicrl[musicgen]'"
 LOG = logging.getLogger(__name__)
 
@@ -78,6 +80,13 @@ class Clap:
         mels = torch.stack([torch.as_tensor(mel, dtype=torch.float32) for mel in features])
         states = self.model.audio_model(input_features=mels.to(self.model.device)).pooler_output
         return F.normalize(self.model.audio_projection(states), dim=-1)
+
+    def embed_clip(self, audio: Tensor) -> Tensor:
+        """Audio float32 [B, N] to float32 [B, D]: the mean over consecutive windows, at unit
+        length."""
+        windows = split_windows(audio.numpy(), round(self.window_seconds * self.sample_rate))
+        sounds = self.embed_audio(torch.from_numpy(windows).flatten(0, 1))
+        return F.normalize(sounds.view(len(audio), windows.shape[1], -1).mean(1), dim=-1)
 
     def move(self, device: torch.device) -> None:
         self.model.to(device)

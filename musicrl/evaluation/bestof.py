@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from musicrl.evaluation.clipset import ClipSet, describe, join
+from musicrl.evaluation.ears import Ears
 from musicrl.evaluation.heldout import (
     EVALUATION_STEP,
     EvaluationResult,
@@ -22,7 +23,6 @@ from musicrl.evaluation.heldout import (
     merge,
     score_chunk,
 )
-from musicrl.evaluation.judges import Ears
 from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import RewardMix
 from musicrl.rollout import RolloutWorker

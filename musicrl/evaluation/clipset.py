@@ -23,8 +23,8 @@ from musicrl.evaluation.diversity import (
     silent,
     token_entropy,
 )
+from musicrl.evaluation.ears import Ears
 from musicrl.evaluation.figures import Figure, figure
-from musicrl.evaluation.judges import Ears
 from musicrl.types import Clips
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from musicrl.evaluation.figures import Figure, figure, paired
+from musicrl.evaluation.winrate import Marks, WinRate, win_rate
 from musicrl.prompts import mismatched
 from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import RewardMix
@@ -182,6 +183,23 @@ def differences(before: EvaluationResult, after: EvaluationResult) -> dict[str, 
         raise ValueError("paired differences need the same prompts in the same order")
     shared = [name for name in before.columns if name in after.columns]
     return {name: paired(before.columns[name], after.columns[name]) for name in shared}
+
+
+def win_rates(before: EvaluationResult, after: EvaluationResult) -> dict[str, WinRate]:
+    """How often `after` scored higher than `before` for the same prompt, of every column that both
+    have and that tells some of their clips apart. Raises as `differences`."""
+    changes = differences(before, after)
+    rates = {
+        name: win_rate(
+            Marks(
+                a=after.columns[name],
+                b=before.columns[name],
+                prompt=np.arange(len(before.prompts)),
+            )
+        )
+        for name in changes
+    }
+    return {name: found for name, found in rates.items() if found.wins + found.losses}
 
 
 def summary(before: EvaluationResult, after: EvaluationResult) -> dict[str, object]:

@@ -10,27 +10,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from musicrl.audio import resample
+from musicrl.embedders.base import JointEmbedder
 from musicrl.embedders.mulan import MuLan
+from musicrl.evaluation.ears import Ears, embed_windows
 from musicrl.evaluation.music import Clipping, OnsetTempo, PitchVariety, Sounding
 from musicrl.evaluation.musicnn import SAMPLE_RATE, TAGS, Tagger
 from musicrl.prompts import attribute
 from musicrl.rewards.base import Reward
-from musicrl.rewards.text import TextAdherence, split_windows
+from musicrl.rewards.text import TextAdherence
 from musicrl.types import Clips, Prompt
 
-TINY = Path(__file__).parent.parent / "data" / "tiny"
-EMBEDDED_WINDOWS = 96
-"""Windows that the joint embedding hears at once, to bound memory."""
+EMBEDDING, TAGGER = "embedding", "tagger"
+"""Names of judges."""
 CALIBRATION = "calibration.json"
 """File in a world's folder: mean and deviation of the tagger's log-odds on its real clips."""
 TAGS_OF: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -51,20 +51,17 @@ TAGS_OF: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 tempo) has no tag among the 50, and clips that ask for it have no score."""
 
 
-class TagScores:
-    """Standard scores of the tags of clips: log-odds against their spread over real clips.
+class TagHearing:
+    """What the tagger hears of clips. The latest ones are remembered, so that several judges hear
+    them once."""
 
-    The latest clips are remembered, so that several judges hear them once.
-    """
-
-    def __init__(self, tagger: Tagger, calibration: Path, *, batch: int = 16) -> None:
+    def __init__(self, tagger: Tagger, *, batch: int = 16) -> None:
         self._tagger = tagger
         self._batch = batch
-        self._mean, self._deviation = read_calibration(calibration)
         self._latest: tuple[Clips, NDArray[np.float64], NDArray[np.float64]] | None = None
 
-    def __call__(self, clips: Clips) -> NDArray[np.float64]:
-        """float64 [B, 50]; NaN for clips that are not finite."""
+    def log_odds(self, clips: Clips) -> NDArray[np.float64]:
+        """Of the tags, float64 [B, 50]; NaN for clips that are not finite."""
         return self._hear(clips)[0]
 
     def features(self, clips: Clips) -> NDArray[np.float64]:
@@ -77,11 +74,22 @@ class TagScores:
             finite = np.isfinite(audio).all(1, keepdims=True)
             heard = torch.tensor(np.where(finite, audio, 0))
             parts = [self._tagger.hear(part) for part in heard.split(self._batch)]
-            log_odds = np.concatenate([_log_odds(tags) for tags, _ in parts])
+            tags = np.concatenate([_log_odds(tags) for tags, _ in parts])
             features = torch.cat([units for _, units in parts]).double().numpy()
-            scores = np.where(finite, (log_odds - self._mean) / self._deviation, np.nan)
-            self._latest = clips, scores, np.where(finite, features, np.nan)
+            self._latest = clips, np.where(finite, tags, np.nan), np.where(finite, features, np.nan)
         return self._latest[1:]
+
+
+class TagScores:
+    """Standard scores of the tags of clips: log-odds against their spread over real clips."""
+
+    def __init__(self, hearing: TagHearing, calibration: Path) -> None:
+        self.hearing = hearing
+        self._mean, self._deviation = read_calibration(calibration)
+
+    def __call__(self, clips: Clips) -> NDArray[np.float64]:
+        """float64 [B, 50]; NaN for clips that are not finite."""
+        return (self.hearing.log_odds(clips) - self._mean) / self._deviation
 
 
 class TagJudge:
@@ -128,52 +136,29 @@ def asked_value(prompt: Prompt, name: str) -> str | None:
     return said[0] if len(said) == 1 else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ears:
-    """The models that judge, and that no policy is rewarded with."""
+def load_ears(folder: Path) -> Ears:
+    """Those of a tiny world's folder.
 
-    tags: TagScores
-    model: MuLan
-    """The joint embedding of other seed and front end than the rewarded one."""
-
-    @classmethod
-    def load(cls, weights: Path | None = None) -> Ears:
-        """Those of a world's folder (none: the shipped tiny world).
-
-        Raises FileNotFoundError or ValueError naming the file when one cannot be read.
-        """
-        folder = weights or TINY
-        tags = TagScores(Tagger(), folder / CALIBRATION)
-        return cls(tags=tags, model=MuLan.from_file(folder / "judge.safetensors", kind="judge"))
-
-    @torch.inference_mode()
-    def embed(self, clips: Clips) -> dict[str, NDArray[np.float64]]:
-        """Two embeddings of clips, for distances between sets: `tagger` float64 [B, 200] and
-        `judge` float64 [B, D], the mean over its windows at unit length; NaN for clips that are
-        not finite. The tagger hears clips that a judge has just heard no second time."""
-        audio = resample(clips.audio, clips.sample_rate, self.model.sample_rate)
-        finite = np.isfinite(audio).all(1, keepdims=True)
-        windows = split_windows(np.where(finite, audio, np.float32(0)), self.model.window_size)
-        B, W, N = windows.shape
-        parts = torch.from_numpy(windows.reshape(B * W, N)).split(EMBEDDED_WINDOWS)
-        sounds = torch.cat([self.model.embed_audio(part) for part in parts]).double()
-        vectors = F.normalize(sounds.view(B, W, -1).mean(1), dim=-1).numpy()
-        return {"tagger": self.tags.features(clips), "judge": np.where(finite, vectors, np.nan)}
+    Raises FileNotFoundError or ValueError naming the file when one cannot be read.
+    """
+    tags = TagScores(TagHearing(Tagger()), folder / CALIBRATION)
+    model = MuLan.from_file(folder / "judge.safetensors", kind="judge")
+    return Ears(
+        judges=(embedding_judge(model), *tag_judges(tags), *unlearned_judges()),
+        embedders={"tagger": tags.hearing.features, "judge": partial(embed_windows, model)},
+    )
 
 
-def load_judges(weights: Path | None = None) -> tuple[Reward, ...]:
-    """The judges of a world's folder, as `Ears.load` finds their models."""
-    return judges_of(Ears.load(weights))
+def embedding_judge(model: JointEmbedder) -> Reward:
+    """A joint embedding other than the rewarded one."""
+    return TextAdherence(model, name=EMBEDDING)
 
 
-def judges_of(ears: Ears) -> tuple[Reward, ...]:
-    """All judges; those that need a model share it."""
-    scores, model = ears.tags, ears.model
+def tag_judges(scores: TagScores) -> tuple[Reward, ...]:
+    """The tagger asked for all attributes, and for each."""
     return (
-        TextAdherence(model, name="embedding"),
-        TagJudge(scores, name="tagger", attributes=tuple(TAGS_OF)),
-        *(TagJudge(scores, name=f"tagger-{name}", attributes=(name,)) for name in TAGS_OF),
-        *unlearned_judges(),
+        TagJudge(scores, name=TAGGER, attributes=tuple(TAGS_OF)),
+        *(TagJudge(scores, name=f"{TAGGER}-{name}", attributes=(name,)) for name in TAGS_OF),
     )
 
 

@@ -24,10 +24,9 @@ from rich.progress import track
 from rich.table import Table
 
 from musicrl.audio import loudness
-from musicrl.evaluation.evaluate import BASE, policy_file
 from musicrl.evaluation.heldout import EVALUATION_STEP
 from musicrl.evaluation.listening_page import Cell, to_html
-from musicrl.evaluation.origin import origin, own_policy
+from musicrl.evaluation.origin import BASE, origin, own_policy, policy_file
 from musicrl.evaluation.reconstruction import REAL
 from musicrl.evaluation.reference import RECONSTRUCTION, fit, reconstruct
 from musicrl.playable import PlayableWorld
@@ -140,10 +139,8 @@ def columns(
     found = []
     if real is not None:
         base = worlds[BASE]
-        if not isinstance(base, World):
-            raise ValueError(f"world {config.world}: {folder} has no place for rendered clips")
         fitted = fit(real, base)
-        levels = base.policy.config.coarse_levels
+        levels = base.written_levels
         found.append(Column(name=REAL, origin="held-out clips of such a caption", clips=fitted))
         through = f"the same through the codec, {levels} levels"
         again = reconstruct(fitted, base)

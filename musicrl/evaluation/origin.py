@@ -1,4 +1,4 @@
-"""The name of what made a clip: a policy's file, or the checkpoint that a world starts from."""
+"""What made a clip: where a policy's file is found, and the name that its clips bear."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from torch import nn
 
 from musicrl.policies.flat import flatten
 from musicrl.world import find_policy
+
+BASE = "base"
+"""Name of the policy that others are compared with."""
+
+
+def policy_file(path: Path, world: Path) -> Path:
+    """The policy of a file (here, or in the world's folder), of a checkpoint folder, or of a run's
+    newest checkpoint."""
+    checkpoints = sorted((path / "checkpoints").glob("step_*/policy.safetensors"))
+    found = [path, path / "policy.safetensors", *reversed(checkpoints), world / path]
+    for file in found:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"no policy at {path}: neither a file, nor a checkpoint, nor a run")
 
 
 def own_policy(folder: Path) -> Path | None:

@@ -17,11 +17,12 @@ from rich.progress import track
 
 from musicrl.audio import resample
 from musicrl.evaluation.clipset import ClipSet, describe, join
+from musicrl.evaluation.ears import Ears
 from musicrl.evaluation.figures import Figure
-from musicrl.evaluation.judges import Ears
 from musicrl.evaluation.reconstruction import REAL, codec_figures
+from musicrl.playable import PlayableWorld
 from musicrl.types import Clips
-from musicrl.world import DECODE_CLIPS, World
+from musicrl.world import DECODE_CLIPS
 
 RECONSTRUCTION = "reconstruction"
 
@@ -48,7 +49,7 @@ class References:
 
 
 def measure_references(
-    real: RealClips, world: World, ears: Ears, *, size: int, pitch: bool = False
+    real: RealClips, world: PlayableWorld, ears: Ears, *, size: int, pitch: bool = False
 ) -> References:
     """Each row of at most `size` clips; `pitch` asks for that of solos through the codec.
 
@@ -60,7 +61,7 @@ def measure_references(
     fitted = fit(real.clips, world)
     first, second = _rows(fitted, 0, half), _rows(fitted, half, 2 * half)
     beside = {REAL: second, RECONSTRUCTION: reconstruct(second, world)}
-    levels = sorted({world.policy.config.coarse_levels, world.codec.num_codebooks})
+    levels = sorted({world.written_levels, world.codec.num_codebooks})
     solo = real.solo[half : 2 * half]
     return References(
         first=describe_all(first, ears),
@@ -69,7 +70,7 @@ def measure_references(
     )
 
 
-def fit(clips: Clips, world: World) -> Clips:
+def fit(clips: Clips, world: PlayableWorld) -> Clips:
     """Clips at the rate and the length of the world's policy; longer ones are cut.
 
     Raises ValueError when they are shorter.
@@ -85,9 +86,9 @@ def fit(clips: Clips, world: World) -> Clips:
 
 
 @torch.inference_mode()
-def reconstruct(clips: Clips, world: World) -> Clips:
+def reconstruct(clips: Clips, world: PlayableWorld) -> Clips:
     """Clips through the codec and back, at the levels that the policy writes."""
-    levels = world.policy.config.coarse_levels
+    levels = world.written_levels
     parts = torch.tensor(clips.audio).split(DECODE_CLIPS)
     audio = [world.codec.decode(world.codec.encode(part)[:, :levels]) for part in parts]
     return Clips(audio=torch.cat(audio).numpy(), sample_rate=clips.sample_rate)

@@ -1,38 +1,33 @@
-"""Evaluations as tables for the terminal: one column a policy, means ± standard errors."""
+"""Evaluations as tables of cells: one column a row of the evaluation, means ± standard errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.table import Table
+import numpy as np
+from numpy.typing import NDArray
 
+from musicrl.evaluation.document import Table
 from musicrl.evaluation.figures import Figure, figure
 from musicrl.evaluation.heldout import REWARD, EvaluationResult
 
 
 def result_table(results: Mapping[str, EvaluationResult]) -> Table:
-    """Every figure of every policy, with the divergence from the base and the entropy."""
-    names = list(dict.fromkeys(name for result in results.values() for name in result.columns))
-    table = Table("figure", *results)
-    figures = [result.figures for result in results.values()]
-    for name in names:
-        table.add_row(name, *(str(row[name]) if name in row else "-" for row in figures))
-    table.add_row("KL to base, nats a clip", *map(_divergence, results.values()))
-    streams = dict.fromkeys(name for result in results.values() for name in result.entropy)
-    for stream in streams:
-        cells = (_entropy(result, stream) for result in results.values())
-        table.add_row(f"entropy of {stream}, nats", *cells)
-    return table
+    """Every figure of every row that has one, with the divergence from the base and the entropy."""
+    figures = {name: _scored(result.figures) for name, result in results.items()}
+    heads, rows = columns("figure", figures)
+    kl = {name: _named("KL of {}, nats a clip", result.kl) for name, result in results.items()}
+    entropy = {name: _named("entropy of {}, nats", row.entropy) for name, row in results.items()}
+    return heads, [*rows, *columns("", kl)[1], *columns("", entropy)[1]]
 
 
 def difference_table(changes: Mapping[str, Mapping[str, Figure]]) -> Table:
     """Paired differences from the base."""
-    names = list(dict.fromkeys(name for row in changes.values() for name in row))
-    table = Table("minus base, paired", *changes)
-    for name in names:
-        cells = (signed(row[name]) if name in row else "-" for row in changes.values())
-        table.add_row(name, *cells)
-    return table
+    shown = {
+        name: {key: signed(change) for key, change in _scored(row).items()}
+        for name, row in changes.items()
+    }
+    return columns("minus base, paired", shown)
 
 
 def frontier(results: Mapping[str, EvaluationResult]) -> list[tuple[str, float, Figure]]:
@@ -48,20 +43,17 @@ def frontier(results: Mapping[str, EvaluationResult]) -> list[tuple[str, float, 
 
 def frontier_table(results: Mapping[str, EvaluationResult]) -> Table:
     """Reward against divergence; that of a best of n is its upper bound."""
-    table = Table("reward against divergence", "KL to base, nats a clip", "reward")
-    for name, divergence, reward in frontier(results):
-        table.add_row(name, f"{divergence:.2f}", str(reward))
-    return table
+    heads = ("reward against divergence", "KL to base, nats a clip", "reward")
+    return heads, [(name, f"{kl:.2f}", str(reward)) for name, kl, reward in frontier(results)]
 
 
-def codec_table(rows: Mapping[str, Mapping[str, Figure]]) -> Table:
-    """What a codec keeps of real clips, one column for a number of levels."""
-    return _table("real clips through the codec", rows)
-
-
-def set_table(rows: Mapping[str, Mapping[str, object]]) -> Table:
-    """Numbers of whole sets of clips."""
-    return _table("set of clips", rows)
+def columns(title: str, rows: Mapping[str, Mapping[str, object]]) -> Table:
+    """One column for each row, one line for each figure that any of them has."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    cells = [
+        (name, *(str(row[name]) if name in row else "-" for row in rows.values())) for name in names
+    ]
+    return (title, *rows), cells
 
 
 def signed(change: Figure) -> str:
@@ -69,17 +61,10 @@ def signed(change: Figure) -> str:
     return f"+{change}" if change.count and change.mean >= 0 else str(change)
 
 
-def _table(title: str, rows: Mapping[str, Mapping[str, object]]) -> Table:
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    table = Table(title, *rows)
-    for name in names:
-        table.add_row(name, *(str(row[name]) if name in row else "-" for row in rows.values()))
-    return table
+def _scored(figures: Mapping[str, Figure]) -> dict[str, Figure]:
+    return {name: found for name, found in figures.items() if found.count}
 
 
-def _divergence(result: EvaluationResult) -> str:
-    return f"{figure(result.kl['total']).mean:.1f}" if result.kl else "-"
-
-
-def _entropy(result: EvaluationResult, stream: str) -> str:
-    return f"{figure(result.entropy[stream]).mean:.2f}" if stream in result.entropy else "-"
+def _named(label: str, streams: Mapping[str, NDArray[np.float64]]) -> dict[str, str]:
+    """Means of columns [P], by a label of each stream."""
+    return {label.format(name): f"{figure(column).mean:.2f}" for name, column in streams.items()}

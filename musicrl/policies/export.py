@@ -33,12 +33,13 @@ def export(
     base: str,
     summary: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    raters: str | None = None,
 ) -> Path:
     """Write the model to `folder`, whole or not at all; the folder.
 
     `base` is the reference that the model was loaded by; `summary` is what a run left in its
-    summary.json (none: no run is recorded), `settings` its resolved configuration. Weights are
-    float32. Raises ValueError when the folder is there already.
+    summary.json (none: no run is recorded), `settings` its resolved configuration, `raters` who the
+    model of the reward `preference` learned from (none: there is none). Weights are float32. Raises ValueError when the folder is there already.
     """
     if folder.exists():
         raise ValueError(f"{folder} is there already: choose another folder")
@@ -50,7 +51,7 @@ def export(
         (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         save_file(tensors_of(model), partial / WEIGHTS, metadata={"format": "pt"})
         (partial / CARD).write_text(
-            model_card(model, base=base, summary=summary, settings=settings)
+            model_card(model, base=base, summary=summary, settings=settings, raters=raters)
         )
         partial.rename(folder)
     return folder
@@ -74,6 +75,7 @@ def model_card(
     base: str,
     summary: Mapping[str, Any] | None,
     settings: Mapping[str, Any] | None = None,
+    raters: str | None = None,
 ) -> str:
     """Front matter and text in the Hub's form."""
     front = {"license": model.licence, "library_name": "transformers", "tags": ["musicrl", "music"]}
@@ -85,10 +87,10 @@ def model_card(
     title = "# MusicGen finetuned by reinforcement learning"
     training = _training(summary) if summary else ["No run is recorded."]
     head = f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
-    return "\n\n".join([head, title, told, *_settings(settings or {}), *training]) + "\n"
+    return "\n\n".join([head, title, told, *_settings(settings or {}, raters), *training]) + "\n"
 
 
-def _settings(settings: Mapping[str, Any]) -> list[str]:
+def _settings(settings: Mapping[str, Any], raters: str | None) -> list[str]:
     """Rewards, data and the weight of the divergence; of a world its folder's name alone."""
     if not settings:
         return []
@@ -97,6 +99,7 @@ def _settings(settings: Mapping[str, Any]) -> list[str]:
     data = "the shipped tiny world" if world is None else f"the world `{Path(world).name}`"
     lines = (
         f"- Rewards and their weights: {rewards}",
+        *(() if raters is None else (f"- The preference model learned from raters: {raters}",)),
         f"- Data: training prompts of {data}",
         f"- Weight of the KL to the base: {settings['algorithm']['alpha']:g}",
     )

@@ -34,8 +34,14 @@ class TextStates(nn.Module):
         """`encoder(input_ids=, attention_mask=)` gives states [P, C, text_width] as
         `last_hidden_state`; they are projected where the widths differ."""
         super().__init__()
+        self.text_width = text_width
         self.frozen = Frozen(encoder)
         self.projection = nn.Linear(text_width, width) if text_width != width else None
+
+    def fresh(self, width: int) -> TextStates:
+        """Other states of the same encoder, whose projection knows nothing."""
+        encoder = self.frozen.network
+        return TextStates(encoder, text_width=self.text_width, width=width)
 
     def forward(self, conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Conditions int64 [P, C], each text's ids followed by `PADDING`, to states [P, C, W], zero

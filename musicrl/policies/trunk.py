@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from musicrl.layout import FrameLayout
 from musicrl.policies.blocks import (
     Block,
     attend_causally,
@@ -74,6 +75,10 @@ class Trunk(nn.Module):
             nn.init.normal_(vector, std=EMBEDDING_STD)
         for linear in (self.condition_bias, self.depth_in):
             init_linear(linear)
+
+    @property
+    def layout(self) -> FrameLayout:
+        return self.config.layout
 
     def forward(self, tokens: Tensor, conditions: Tensor) -> Tensor:
         """Features [B, S, K, Wd] of every cell of tokens int64 [B, S, K], conditions [B, C]."""

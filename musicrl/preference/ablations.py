@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from scipy.special import expit
 
+from musicrl.playable import PlayableWorld
 from musicrl.policies.preference import PreferenceModel
 from musicrl.preference.pairs import Pairs
 from musicrl.preference.predictions import Prediction, predict
@@ -27,7 +28,6 @@ from musicrl.preference.training import Inputs, TrainingConfig, distinct_clips, 
 from musicrl.rewards.base import Reward
 from musicrl.rewards.table import make_reward
 from musicrl.types import Clips, Prompt
-from musicrl.world import World
 
 Floats = NDArray[np.float64]
 SLOPE_PAIRS = 500
@@ -62,7 +62,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 def ablate(
     start: Callable[[], PreferenceModel],
     inputs: Inputs,
-    world: World,
+    world: PlayableWorld,
     config: TrainingConfig,
     folder: Path,
 ) -> dict[str, Prediction]:
@@ -104,10 +104,10 @@ def from_scratch(model: PreferenceModel, seed: int) -> PreferenceModel:
     """A model of the same shape that knows nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return PreferenceModel(model.config)
+        return model.fresh()
 
 
-def reward_prediction(reward: Reward, pairs: Pairs, world: World) -> Prediction:
+def reward_prediction(reward: Reward, pairs: Pairs, world: PlayableWorld) -> Prediction:
     """How well the difference of a reward foretells the held-out choices.
 
     A pair with a clip that the reward cannot score is left out of both sides.
@@ -137,7 +137,7 @@ def fit_slope(difference: Floats, first_wins: NDArray[np.bool_], *, rounds: int 
 
 
 def _differences(
-    reward: Reward, pairs: Pairs, numbers: NDArray[np.int64], world: World
+    reward: Reward, pairs: Pairs, numbers: NDArray[np.int64], world: PlayableWorld
 ) -> tuple[NDArray[np.int64], Floats]:
     """The numbered pairs that the reward can score, and first less second score of each."""
     clips, place = distinct_clips(pairs, numbers)
@@ -147,7 +147,9 @@ def _differences(
     return numbers[is_scored], difference[is_scored]
 
 
-def clip_rewards(reward: Reward, pairs: Pairs, clips: NDArray[np.int64], world: World) -> Floats:
+def clip_rewards(
+    reward: Reward, pairs: Pairs, clips: NDArray[np.int64], world: PlayableWorld
+) -> Floats:
     """Scores float64 [U] of clips int64 [U, 2] as (pair, side); NaN where there is none."""
     scores = []
     for first in range(0, len(clips), CLIPS_AT_ONCE):

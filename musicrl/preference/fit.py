@@ -11,7 +11,6 @@ ablations.py.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,14 +22,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from musicrl.evaluation.evaluate import policy_file
+from musicrl.evaluation.origin import origin, own_policy, policy_file
+from musicrl.playable import PlayableWorld
 from musicrl.policies.preference import PreferenceModel
 from musicrl.preference.ablations import FULL, ablate, ablation_figures, ablation_table
 from musicrl.preference.pairs import Pairs, SelectionConfig, load_pairs
 from musicrl.preference.predictions import COIN, Prediction
 from musicrl.preference.training import CHECKPOINT, Fitted, Inputs, TrainingConfig, train
 from musicrl.rewards.preference import PREFERENCE_FILE
-from musicrl.world import SHIPPED, World, find_policy
+from musicrl.world import find_world
+from musicrl.worlds import load_world
 
 TOKENS = "tokens.bin"
 MINIMUM_HELDOUT = 10
@@ -76,7 +77,7 @@ class FitConfig:
 class Material:
     """What a fit is made of, read once."""
 
-    world: World
+    world: PlayableWorld
     policy: str
     """Name and digest of the policy that is started from."""
     inputs: Inputs
@@ -128,20 +129,17 @@ def _ablate(config: FitConfig, material: Material) -> dict[str, Prediction]:
 
 def load_material(config: FitConfig) -> Material:
     """The world, the comparisons and the conditions of their texts. Raises as `fit`."""
-    folder = config.weights or SHIPPED
-    file = find_policy(folder, None)
-    if config.policy is not None:
-        file = policy_file(config.policy, folder)
-    world = World.load(folder, file)
+    folder = find_world(config.weights)
+    file = own_policy(folder) if config.policy is None else policy_file(config.policy, folder)
+    world = load_world(folder, file)
     pairs = load_pairs(config.files, config.out / TOKENS, world.layout, config.selection)
     check_enough(pairs, config.training)
     if pairs.num_steps > world.policy.num_steps:
         raise ValueError(
             f"the clips have {pairs.num_steps} steps, the policy plays {world.policy.num_steps}"
         )
-    digest = hashlib.blake2b(file.read_bytes(), digest_size=4).hexdigest()
     inputs = Inputs(pairs=pairs, conditions=conditions_of(pairs.texts, world))
-    return Material(world=world, policy=f"{file.stem}@{digest}", inputs=inputs)
+    return Material(world=world, policy=origin(file, world.policy), inputs=inputs)
 
 
 def check_enough(pairs: Pairs, config: TrainingConfig) -> None:
@@ -157,22 +155,22 @@ def check_enough(pairs: Pairs, config: TrainingConfig) -> None:
     )
 
 
-def conditions_of(texts: tuple[str, ...], world: World) -> np.ndarray[Any, np.dtype[np.int16]]:
+def conditions_of(
+    texts: tuple[str, ...], world: PlayableWorld
+) -> np.ndarray[Any, np.dtype[np.int16]]:
     """Conditioning tokens int16 [P, C] of texts."""
     parts = [texts[i : i + TEXTS_AT_ONCE] for i in range(0, len(texts), TEXTS_AT_ONCE)]
     with torch.inference_mode():
         return torch.cat([world.conditioner(part) for part in parts]).numpy().astype(np.int16)
 
 
-def starting_model(config: FitConfig, world: World) -> PreferenceModel:
+def starting_model(config: FitConfig, world: PlayableWorld) -> PreferenceModel:
     """The model before its first step. Raises ValueError where `start` is of another world."""
     if config.start is None:
         return PreferenceModel.from_policy(world.policy, layers=config.layers)
-    model, _ = PreferenceModel.from_file(config.start)
-    if model.config.layout != world.layout:
-        raise ValueError(
-            f"{config.start} reads {model.config.layout}, the world has {world.layout}"
-        )
+    model, _ = PreferenceModel.from_file(config.start, world.policy)
+    if model.layout != world.layout:
+        raise ValueError(f"{config.start} reads {model.layout}, the world has {world.layout}")
     return model
 
 
@@ -193,7 +191,9 @@ def facts_of(config: FitConfig, material: Material, fitted: Fitted) -> dict[str,
     """What the model's file says of itself."""
     pairs, prediction = material.inputs.pairs, fitted.prediction
     used = len(pairs.first_wins)
+    licence = material.world.licence
     return {
+        **({} if licence is None else {"licence": licence}),
         "origin": material.policy if config.start is None else str(config.start.name),
         "raters": _raters(pairs.simulated, used),
         "simulated comparisons": pairs.simulated,

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from musicrl.audio import read_wav, write_wav
-from musicrl.evaluation.evaluate import policy_file
-from musicrl.evaluation.origin import origin, own_policy
+from musicrl.evaluation.origin import origin, own_policy, policy_file
 from musicrl.preference.clip import PlayableClip
 from musicrl.preference.dataset import DatasetWriter, check_file, read_batches
 from musicrl.preference.rows import pool_batch, to_pool

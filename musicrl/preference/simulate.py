@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from musicrl.audio import resample
 from musicrl.evaluation.music import PitchVariety, Sounding
 from musicrl.preference.clip import PlayableClip
 from musicrl.preference.dataset import write_comparisons
@@ -43,9 +44,9 @@ from musicrl.preference.raters import (
 )
 from musicrl.preference.schema import SIMULATED
 from musicrl.rewards.base import Reward
-from musicrl.rewards.table import make_reward
+from musicrl.rewards.table import RewardWorld, make_reward
 from musicrl.types import Comparison
-from musicrl.world import World
+from musicrl.worlds import load_world
 
 MEASURES: Mapping[str, Callable[[], Reward]] = MappingProxyType(
     {"pitch-variety": PitchVariety, "sounding": Sounding}
@@ -200,7 +201,7 @@ def measure(
 
 def score_clips(config: SimulateConfig) -> ScoredClips:
     """The pool's clips, or clips sampled now, each scored once; those without a score left out."""
-    world = World.load(config.clips.weights)
+    world = load_world(config.clips.weights)
     if config.pool is None:
         batches: Iterable[SampledClips] = sample_clips(config.clips)
     else:
@@ -213,15 +214,16 @@ def score_clips(config: SimulateConfig) -> ScoredClips:
         prompts = [clip.prompt for clip in batch.clips]
         rows.append([term(prompts, batch.audio) for term in terms.values()])
         with torch.inference_mode():
-            audio = torch.from_numpy(batch.audio.audio)
-            embeddings.append(world.embedder.embed_clip(audio).double().numpy())
+            audio = resample(batch.audio.audio, world.sample_rate, world.embedder.sample_rate)
+            vectors = world.embedder.embed_clip(torch.from_numpy(audio))
+            embeddings.append(vectors.double().cpu().numpy())
     columns = [np.concatenate(column).astype(np.float64) for column in zip(*rows, strict=True)]
     scores = dict(zip(terms, columns, strict=True))
     needed = [scores[name] for name, weight in config.rater.weights.items() if weight]
     return _scored(clips, scores, np.concatenate(embeddings), needed)
 
 
-def make_term(name: str, world: World) -> Reward:
+def make_term(name: str, world: RewardWorld) -> Reward:
     """A measure of the sound or a reward, by its name. Raises ValueError for an unknown one."""
     return MEASURES[name]() if name in MEASURES else make_reward(name, world)
 

@@ -12,6 +12,7 @@ from typing import Any
 from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagger
 from musicrl.pretrain.codec import CodecStageConfig, fit_codec
 from musicrl.pretrain.corpus import CorpusConfig, build_corpus
+from musicrl.pretrain.cutting import RecordingsStageConfig, cut_recordings
 from musicrl.pretrain.embedder import EmbedderStageConfig, JudgeStageConfig, train_embedder
 from musicrl.pretrain.fine import FineStageConfig, train_fine
 from musicrl.pretrain.policy import PolicyStageConfig, train_policy
@@ -24,6 +25,7 @@ from musicrl.pretrain.world import WorldConfig, build_world
 STAGES: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, float]]]] = {
     "corpus": (CorpusConfig, build_corpus),
     "world": (WorldConfig, build_world),
+    "recordings": (RecordingsStageConfig, cut_recordings),
     "prompts": (PromptStageConfig, write_prompts),
     "codec": (CodecStageConfig, fit_codec),
     "embedder": (EmbedderStageConfig, train_embedder),
@@ -35,5 +37,6 @@ STAGES: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, float]]]] = {
     "fine": (FineStageConfig, train_fine),
     "soundstream": (SoundStreamStageConfig, train_soundstream),
 }
-"""Stage name to (configuration, function). `corpus` is needed only to rebuild the note table,
+"""Stage name to (configuration, function). `recordings` makes clips of other audio, in place of
+`world`; `corpus` is needed only to rebuild the note table,
 `fine` and `soundstream` only for a world that plays all levels, or through SoundStream."""

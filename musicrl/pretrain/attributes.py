@@ -125,6 +125,10 @@ class Attributes:
         return asdict(self)
 
 
+UNKNOWN = Attributes(instrument="", tempo="", texture="", genre="", loudness="", mode=None)
+"""Of a clip that only a caption describes; no attribute has this value."""
+
+
 def caption(attributes: Attributes, rng: Random, *, complete: bool = False) -> str:
     """One true wording; a partial one leaves attributes out unless `complete`."""
     said = [

@@ -15,6 +15,7 @@ from random import Random
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
@@ -220,6 +221,14 @@ def measure_embedder(
         ),
         "recall_at_10": float((rank < 10).float().mean()),
     }
+    return {**facts, **(_zero_shot(model, audio, data, indices) if data.is_described else {})}
+
+
+def _zero_shot(
+    model: MuLan, audio: Tensor, data: WorldData, indices: NDArray[np.int64]
+) -> dict[str, float]:
+    """Accuracy of the nearest prompt to each clip's embedding [B, D], by attribute."""
+    facts = {}
     choices = {
         "instrument": [f"played on {name}" for name in INSTRUMENTS],
         "tempo": [f"{name} music" for name in ONSET_RATES],

@@ -13,7 +13,6 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from musicrl.pretrain.attributes import caption
 from musicrl.pretrain.world import WorldData
 
 
@@ -52,13 +51,19 @@ def _rows(data: WorldData, split: str, count: int, seed: int) -> list[dict[str, 
     rng, seen = Random(f"{seed}/{split}"), set[str]()
     rows: list[dict[str, str | None]] = []
     for index in rng.sample(range(len(data)), len(data)):
-        attributes = data.attributes[index]
-        text = caption(attributes, rng, complete=split == "heldout" or len(rows) % 2 == 0)
+        is_complete = split == "heldout" or len(rows) % 2 == 0
+        (text,) = data.captions([index], rng, complete=is_complete)
         if text in seen:
             continue
         seen.add(text)
         named = {"id": f"{split}-{len(rows):04d}", "text": text, "split": split}
-        rows.append({**named, "source": "embedded world", **attributes.as_row()})
+        source = "embedded world" if data.is_described else "recordings"
+        rows.append({**named, "source": source, **_known(data, index)})
         if len(rows) == count:
             break
     return rows
+
+
+def _known(data: WorldData, index: int) -> dict[str, str | None]:
+    """The attributes of a clip, where there are any."""
+    return data.attributes[index].as_row() if data.is_described else {}

@@ -59,13 +59,13 @@ class TokenData:
 
 
 def origin_of(weights: Path, data: WorldData, layout: object) -> str:
-    """A digest of all that the tokens were made from: the models' files, the clips' attributes and
-    the layout."""
+    """A digest of all that the tokens were made from: the models' files, what is said of the
+    clips and the layout."""
     digest = hashlib.sha256(repr(layout).encode())
     for name in MODELS:
         digest.update((weights / name).read_bytes())
-    for row in data.attributes:
-        digest.update(repr(row).encode())
+    for row in data.described:
+        digest.update(row.encode())
     return digest.hexdigest()
 
 

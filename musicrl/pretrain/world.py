@@ -20,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from musicrl.pretrain.attributes import Attributes, caption
+from musicrl.pretrain.attributes import UNKNOWN, Attributes, caption
 from musicrl.pretrain.excerpts import SPLITS, Excerpt, load_pieces, plan_excerpts
 from musicrl.pretrain.progress import track
 from musicrl.pretrain.record import file_digest
 from musicrl.pretrain.render import Renderer, find_soundfont, require_synthesiser
 from musicrl.textfile import write_text
+from musicrl.types import Prompt
 
 NOTES = Path(__file__).parent.parent / "data" / "notes.parquet"
 Job = tuple["WorldConfig", Path, Path, list[Excerpt]]
@@ -151,16 +152,16 @@ def _render_shard(job: Job) -> None:
 
 
 class WorldData:
-    """One split of a rendered world: audio by index (memory-mapped) and true captions."""
+    """One split of a world, rendered or cut from recordings: audio by index (memory-mapped) and
+    true captions."""
 
     def __init__(self, folder: Path, split: str) -> None:
         plan, settings = folder / f"excerpts-{split}.parquet", folder / "world.json"
         if not plan.is_file() or not settings.is_file():
-            raise FileNotFoundError(f"no {split} clips in {folder}: run `musicrl pretrain world`")
-        columns = [*Attributes.__dataclass_fields__]
-        self.attributes = [
-            Attributes(**row) for row in pq.read_table(plan, columns=columns).to_pylist()
-        ]
+            raise FileNotFoundError(
+                f"no {split} clips in {folder}: run `musicrl pretrain world`, or `recordings`"
+            )
+        self.attributes, self._captions = _told(plan)
         self.sample_rate: int = json.loads(settings.read_text())["sample_rate"]
         shards = sorted((folder / f"audio-{split}").glob("*.npy"))
         self._shards = [np.load(path, mmap_mode="r") for path in shards]
@@ -182,8 +183,36 @@ class WorldData:
         rows = [self._shards[i // self._shard_clips][i % self._shard_clips] for i in indices]
         return torch.from_numpy(np.stack(rows).astype(np.float32) / 32768)
 
+    @property
+    def is_described(self) -> bool:
+        """Whether attributes are known, and not captions alone."""
+        return not self._captions
+
+    @property
+    def described(self) -> list[str]:
+        """What is said of each clip."""
+        return self._captions or [repr(row) for row in self.attributes]
+
+    def is_like(self, index: int, prompt: Prompt) -> bool:
+        """Whether a clip has all attributes of a prompt, or the very caption."""
+        if not self.is_described:
+            return self._captions[index] == prompt.text
+        known = self.attributes[index].as_row()
+        return all(known.get(name) == value for name, value in prompt.attributes)
+
     def captions(
         self, indices: Sequence[int] | NDArray[np.integer], rng: Random, *, complete: bool = False
     ) -> list[str]:
-        """A true caption for each clip."""
+        """A true caption for each clip: one wording of its attributes, or the one that it has."""
+        if self._captions:
+            return [self._captions[int(i)] for i in indices]
         return [caption(self.attributes[int(i)], rng, complete=complete) for i in indices]
+
+
+def _told(plan: Path) -> tuple[list[Attributes], list[str]]:
+    """Attributes of every clip, and captions where the plan of recordings has those instead."""
+    if "caption" in pq.read_schema(plan).names:
+        captions = [str(text) for text in pq.read_table(plan, columns=["caption"])[0].to_pylist()]
+        return [UNKNOWN] * len(captions), captions
+    columns = [*Attributes.__dataclass_fields__]
+    return [Attributes(**row) for row in pq.read_table(plan, columns=columns).to_pylist()], []

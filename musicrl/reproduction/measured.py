@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.evaluation.clipset import ClipSet
-from musicrl.evaluation.evaluate import EvaluateConfig, evaluate_policy
+from musicrl.evaluation.config import EvaluateConfig
+from musicrl.evaluation.ears import Ears
 from musicrl.evaluation.figures import Figure, figure
 from musicrl.evaluation.heldout import EvaluationResult, divergence, evaluation_chunks
-from musicrl.evaluation.judges import Ears
+from musicrl.evaluation.rows import evaluate_policy
 from musicrl.policies.base import Policy
 from musicrl.rewards.mix import RewardMix
 from musicrl.types import Prompt

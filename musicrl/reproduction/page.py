@@ -13,27 +13,19 @@ from html import escape
 import numpy as np
 import soundfile
 
+from musicrl.evaluation.document import html_table, page
 from musicrl.reproduction.findings import PairFinding
 from musicrl.reproduction.plot import Bar, Point, bars, scatter
 from musicrl.reproduction.report import (
     REWARDS,
     SIMULATED,
     Report,
-    Table,
     model_tables,
     pair_table,
     verdict,
 )
 from musicrl.types import Clips, Prompt
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
-  color: #222; background: #fff }
-table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto }
-th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.6rem; text-align: left }
-.warning { background: #fff3cd; padding: 0.8rem; border-left: 4px solid #b9770e }
-svg { max-width: 45rem; width: 100% } audio { width: 14rem }
-"""
 AUDIO_FORMAT, AUDIO_TYPE = "MP3", "audio/mpeg"
 
 
@@ -55,26 +47,13 @@ def to_html(report: Report, prompts: Sequence[Prompt], clips: Mapping[str, Clips
         "<h2>Listen</h2>",
         players(prompts, clips),
         "<h2>Pairs</h2>",
-        table(pair_table(report.pairs)),
+        html_table(pair_table(report.pairs)),
         "<h2>Models</h2>",
-        *(f"<h3>{escape(title)}</h3>{table(found)}" for title, found in model_tables(report)),
+        *(f"<h3>{escape(title)}</h3>{html_table(found)}" for title, found in model_tables(report)),
         "<h2>Settings</h2>",
-        table((("setting", "value"), [(k, str(v)) for k, v in report.settings.items()])),
+        html_table((("setting", "value"), [(k, str(v)) for k, v in report.settings.items()])),
     ]
-    head = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>MusicRL, reproduced with simulated raters</title><style>{STYLE}</style></head>"
-    )
-    return f"{head}<body>{''.join(parts)}</body></html>\n"
-
-
-def table(content: Table) -> str:
-    heads, rows = content
-    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return page("MusicRL, reproduced with simulated raters", "".join(parts))
 
 
 def players(prompts: Sequence[Prompt], clips: Mapping[str, Clips]) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from musicrl.config import ModelConfig
-from musicrl.evaluation.evaluate import heldout
-from musicrl.evaluation.judges import Ears
+from musicrl.evaluation.judges import load_ears
+from musicrl.evaluation.rows import heldout
 from musicrl.reproduction.budget import TIMED, TIMED_PROMPTS, affordable_updates, timed
 from musicrl.reproduction.config import ReproduceConfig
 from musicrl.reproduction.measured import measure
@@ -77,7 +77,7 @@ def _seconds_of_measuring(seed: Seed) -> float:
     """Seconds of measuring all models, from a few prompts of the base's."""
     config = seed.measuring(BASE)
     world = World.load(seed.world, seed.policy(BASE))
-    mix, ears = make_mix(config.reward, world), Ears.load(seed.config.weights)
+    mix, ears = make_mix(config.reward, world), load_ears(seed.world)
     prompts = heldout(config)[:TIMED_PROMPTS]
 
     def once() -> None:

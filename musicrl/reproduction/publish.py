@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from musicrl.metrics import Metrics
-from musicrl.policies.preference import PreferenceModel
+from musicrl.policies.preference import read_facts
 from musicrl.reproduction.config import ReproduceConfig
 from musicrl.reproduction.findings import (
     CONTROL,
@@ -80,7 +80,7 @@ def make_report(config: ReproduceConfig, seeds: Sequence[SeedFindings]) -> Repor
     updates = {name: count for seed in seeds for name, count in seed.updates.items()}
     return Report(
         settings={**config.told(), "updates": updates},
-        preference=PreferenceModel.from_file(preference)[1],
+        preference=read_facts(preference),
         pairs=pairs,
         orderings=orderings(pairs),
         models=[row for seed in seeds for row in model_rows(seed)],

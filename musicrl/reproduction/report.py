@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from musicrl.evaluation.document import Table, markdown_table
 from musicrl.evaluation.figures import Figure
 from musicrl.evaluation.table import signed
 from musicrl.reproduction.findings import Ordering, PairFinding
@@ -55,10 +56,6 @@ class Report:
         }
 
 
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Heads and rows of cells."""
-
-
 def to_markdown(report: Report) -> str:
     """The report.md."""
     parts = [
@@ -72,9 +69,9 @@ def to_markdown(report: Report) -> str:
             "Win rate = wins / (wins + losses), with a 95 % bootstrap interval over prompts; p: Wilcoxon "
             "signed-rank over prompts. The control is the base against itself."
         ),
-        _table(pair_table(report.pairs)),
+        markdown_table(pair_table(report.pairs)),
         "## Models",
-        *(f"### {title}\n\n{_table(table)}" for title, table in model_tables(report)),
+        *(f"### {title}\n\n{markdown_table(table)}" for title, table in model_tables(report)),
         "## Text adherence against the base, paired",
         *(f"- {name}: {signed(change)}" for name, change in report.text.items()),
         "## Settings",
@@ -179,9 +176,3 @@ def _trained_on(facts: Mapping[str, Any]) -> str:
     if accuracy is None:
         return f"The preference model's raters: {raters}."
     return f"The preference model's raters: {raters}; held-out accuracy {accuracy:.3f}."
-
-
-def _table(table: Table) -> str:
-    heads, rows = table
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

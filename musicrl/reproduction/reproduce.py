@@ -18,8 +18,10 @@ from typing import Any
 
 from musicrl.codecs.fine import FINE_FILE
 from musicrl.config import ModelConfig, TrainConfig
-from musicrl.evaluation.evaluate import EvaluateConfig, heldout, policy_file
-from musicrl.evaluation.judges import CALIBRATION, Ears
+from musicrl.evaluation.config import EvaluateConfig
+from musicrl.evaluation.judges import CALIBRATION, load_ears
+from musicrl.evaluation.origin import policy_file
+from musicrl.evaluation.rows import heldout
 from musicrl.reproduction.config import ReproduceConfig
 from musicrl.reproduction.findings import CONTROL, SeedFindings
 from musicrl.reproduction.measured import Measured, measure
@@ -178,7 +180,7 @@ class Seed:
             worlds[0],
             prompts,
             make_mix(config.reward, worlds[1]),
-            Ears.load(self.config.weights),
+            load_ears(self.world),
             base=worlds[1].policy,
             reference=worlds[1].policy if is_base else World.load(self.world, reference).policy,
             config=config,

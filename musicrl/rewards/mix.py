@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from musicrl.closest import closest
+from musicrl.rewards.aesthetics import AESTHETICS, AestheticsConfig, load_aesthetics
 from musicrl.rewards.base import Movable, Reward
 from musicrl.rewards.preference import PREFERENCE, load_preference
 from musicrl.rewards.table import RANGES, RewardWorld, check_reward_name, make_reward
@@ -36,6 +37,8 @@ class RewardConfig:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """(lowest, highest) raw value of a reward that enters the mix as 0..1; quality has (1, 5), as
     the paper's. A reward without a range enters raw, as the paper's text adherence."""
+    aesthetics: AestheticsConfig = field(default_factory=AestheticsConfig)
+    """Model and axes of the reward `aesthetics`."""
     preference_file: Path | None = None
     """Model of the reward `preference` (none: preference.safetensors in the world's folder)."""
 
@@ -48,6 +51,8 @@ class RewardConfig:
             raise ValueError("reward weights: at least one reward needs a weight other than 0")
         if self.preference_file is not None and PREFERENCE not in self.weights:
             raise ValueError(f"preference_file is set, but {PREFERENCE!r} has no weight")
+        if self.aesthetics != AestheticsConfig() and AESTHETICS not in self.weights:
+            raise ValueError(f"aesthetics is set, but {AESTHETICS!r} has no weight")
         for name, (lowest, highest) in self.ranges.items():
             if name not in self.weights:
                 raise ValueError(
@@ -55,6 +60,11 @@ class RewardConfig:
                 )
             if not lowest < highest:
                 raise ValueError(f"the range of reward {name!r} is empty: {lowest} to {highest}")
+
+    def with_absolute_paths(self) -> RewardConfig:
+        """The same for a process that may have another working directory."""
+        file = None if self.preference_file is None else self.preference_file.absolute()
+        return replace(self, preference_file=file, aesthetics=self.aesthetics.with_absolute_paths())
 
 
 class RewardMix:
@@ -97,10 +107,12 @@ class RewardMix:
 
 def make_mix(config: RewardConfig, world: RewardWorld) -> RewardMix:
     """The mix that `config` describes, its rewards made for `world`."""
+    configured: Mapping[str, Callable[[], Reward]] = {
+        PREFERENCE: lambda: load_preference(world, config.preference_file),
+        AESTHETICS: lambda: load_aesthetics(config.aesthetics),
+    }
     rewards = {
-        name: load_preference(world, config.preference_file)
-        if name == PREFERENCE
-        else make_reward(name, world)
+        name: configured[name]() if name in configured else make_reward(name, world)
         for name in config.weights
     }
     return RewardMix(rewards, config.weights, {**RANGES, **config.ranges})

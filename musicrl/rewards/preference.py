@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from musicrl.policies.preference import PreferenceModel
+from musicrl.policies.preference import PreferenceModel, read_facts
 from musicrl.types import Clips, Prompt
 
 PREFERENCE = "preference"
@@ -31,6 +31,11 @@ class PreferenceWorld(Protocol):
     @property
     def folder(self) -> Path:
         """Where a reward finds a file of its own; it is read when the reward is asked for."""
+        ...
+
+    @property
+    def policy(self) -> nn.Module:
+        """Where a model that reads text finds the encoder."""
         ...
 
     def conditioner(self, texts: Sequence[str]) -> Tensor:
@@ -71,11 +76,12 @@ class Preference:
         if clips.tokens is None:
             raise ValueError("the reward 'preference' reads tokens, and audio files have none")
         _, S, K = clips.tokens.shape
-        if self._model.num_streams != K:
-            raise ValueError(f"grids of {K} streams, the model reads {self._model.num_streams}")
+        layout = self._model.layout
+        if layout.num_streams != K:
+            raise ValueError(f"grids of {K} streams, the model reads {layout.num_streams}")
         conditions = self._conditions([prompt.text for prompt in prompts]).to(self._device)
-        tokens = torch.from_numpy(clips.tokens.astype(np.int64)).to(self._device)
-        ends = tokens[:, : self._window], tokens[:, max(0, S - self._window) :]
+        size = min(self._window, S)
+        ends = [layout.cut(clips.tokens, start, size) for start in (0, S - size)]
         scores = torch.stack([self._scores(end, conditions) for end in ends]).mean(0)
         found: NDArray[np.float32] = scores.cpu().numpy()
         return found
@@ -86,7 +92,8 @@ class Preference:
         row = {text: i for i, text in enumerate(unique)}
         return self._world.conditioner(unique)[[row[text] for text in texts]]
 
-    def _scores(self, tokens: Tensor, conditions: Tensor) -> Tensor:
+    def _scores(self, grids: NDArray[np.int16], conditions: Tensor) -> Tensor:
+        tokens = torch.from_numpy(grids.astype(np.int64)).to(self._device)
         parts = zip(tokens.split(self._batch), conditions.split(self._batch), strict=True)
         return torch.cat([self._model(*part) for part in parts])
 
@@ -101,5 +108,11 @@ def load_preference(world: PreferenceWorld, file: Path | None = None) -> Prefere
         raise FileNotFoundError(
             f"no {path.name} in {path.parent}: `musicrl fit-reward` makes it from comparisons"
         )
-    model, facts = PreferenceModel.from_file(path)
+    model, facts = PreferenceModel.from_file(path, world.policy)
     return Preference(model.eval().requires_grad_(False), world, window=int(facts["window_steps"]))
+
+
+def raters_of(folder: Path, file: Path | None = None) -> str:
+    """Who chose what a model learned from, as its file (none: that of a world's folder) says:
+    people, or simulated. Raises FileNotFoundError or ValueError naming the file."""
+    return str(read_facts(file or folder / PREFERENCE_FILE).get("raters", "unknown"))

@@ -13,6 +13,12 @@ from typing import Protocol
 
 from musicrl.closest import closest
 from musicrl.embedders.base import JointEmbedder
+from musicrl.rewards.aesthetics import (
+    AESTHETICS,
+    AESTHETICS_RANGE,
+    AestheticsConfig,
+    load_aesthetics,
+)
 from musicrl.rewards.base import Reward
 from musicrl.rewards.preference import PreferenceWorld, load_preference
 from musicrl.rewards.quality import QUALITY_RANGE, load_quality
@@ -37,10 +43,21 @@ def _quality(world: RewardWorld) -> Reward:
     return load_quality(world.folder)
 
 
+def _aesthetics(world: RewardWorld) -> Reward:
+    return load_aesthetics(AestheticsConfig())
+
+
 REWARDS: Mapping[str, RewardFactory] = MappingProxyType(
-    {"text": _text, "quality": _quality, "preference": load_preference}
+    {
+        "text": _text,
+        "quality": _quality,
+        "preference": load_preference,
+        AESTHETICS: _aesthetics,
+    }
 )
-RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"quality": QUALITY_RANGE})
+RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {"quality": QUALITY_RANGE, AESTHETICS: AESTHETICS_RANGE}
+)
 """(lowest, highest) raw value of a reward that enters the mix as 0..1 unless told otherwise."""
 
 

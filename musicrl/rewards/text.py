@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from musicrl.audio import loudness, resample
+from musicrl.audio import loudness, resample, split_windows
 from musicrl.embedders.base import JointEmbedder
 from musicrl.types import Clips, Prompt
 
@@ -62,19 +62,3 @@ class TextAdherence:
         cosines = torch.einsum("bd,bwd->bw", texts.float(), sounds.float().view(B, W, -1))
         scores: NDArray[np.float32] = cosines.mean(1).cpu().numpy()
         return scores
-
-
-def split_windows(audio: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Audio [B, N] to consecutive windows [B, W, size].
-
-    When N is no multiple of `size`, one more window is taken that ends with the clip and overlaps
-    the one before (as the paper's first and last 20 s of 30 s do); a clip shorter than a window is
-    padded with silence at its end. Both are this project's choice.
-    """
-    _, N = audio.shape
-    if size > N:
-        return np.pad(audio, ((0, 0), (0, size - N)))[:, None]
-    starts = list(range(0, N - size + 1, size))
-    if N % size:
-        starts.append(N - size)
-    return np.ascontiguousarray(np.stack([audio[:, s : s + size] for s in starts], 1))

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from musicrl.evaluation.bestof import best_of, divergence_bound
-from musicrl.evaluation.evaluate import EvaluateConfig, run_evaluation
+from musicrl.evaluation.config import EvaluateConfig
+from musicrl.evaluation.evaluate import run_evaluation
 from musicrl.types import RewardBatch
 
 

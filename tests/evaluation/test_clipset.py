@@ -16,7 +16,7 @@ import torch
 from cluster.commands.evaluate import evaluate, real_clips
 from musicrl.evaluation.clipset import ClipSet, distances, join, set_figures
 from musicrl.evaluation.distance import frechet
-from musicrl.evaluation.judges import Ears
+from musicrl.evaluation.judges import load_ears
 from musicrl.evaluation.reference import RealClips, fit, measure_references, reconstruct
 from musicrl.types import Clips
 from musicrl.world import World
@@ -100,7 +100,7 @@ def test_evaluate_measures_sets_against_real_clips(
         assert {found["clips"] for found in row["distances"].values()} == {3}
     assert rows["base"] == rows["policy-noisy.safetensors"]  # the fixture's two files are alike
     assert rows["base"]["diversity"].keys() > rows["real"]["diversity"].keys()
-    world, ears = World.load(tiny_world), Ears.load(tiny_world)
+    world, ears = World.load(tiny_world), load_ears(tiny_world)
     real = fit(real_clips(rendered, 6).clips, world)
     first, second = (Clips(audio=real.audio[i : i + 3], sample_rate=RATE) for i in (0, 3))
     for name, clips in {"real": second, "reconstruction": reconstruct(second, world)}.items():
@@ -134,7 +134,7 @@ def test_a_reconstruction_has_the_levels_that_the_policy_writes() -> None:
 
 
 def test_real_clips_that_do_not_serve_are_refused(tiny_world: Path, rendered: Path) -> None:
-    world, ears = World.load(tiny_world), Ears.load(tiny_world)
+    world, ears = World.load(tiny_world), load_ears(tiny_world)
     short = Clips(audio=np.zeros((8, 1_600), np.float32), sample_rate=RATE)
     real = RealClips(clips=short, solo=np.ones(8, bool))
     with pytest.raises(ValueError, match=r"clips are of 0\.1 s, those of the policy of 0\.4 s"):

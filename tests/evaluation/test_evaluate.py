@@ -13,13 +13,10 @@ import torch
 from rich.console import Console
 
 from musicrl.audio import write_wav
-from musicrl.evaluation.evaluate import (
-    EvaluateConfig,
-    evaluate_rows,
-    heldout,
-    policy_file,
-    run_evaluation,
-)
+from musicrl.evaluation.config import EvaluateConfig
+from musicrl.evaluation.evaluate import run_evaluation
+from musicrl.evaluation.origin import policy_file
+from musicrl.evaluation.rows import evaluate_rows, heldout
 from musicrl.policies.musiclm import MusicLM
 from musicrl.world import World
 

@@ -11,7 +11,7 @@ import torch
 from musicrl.evaluation.judges import (
     CALIBRATION,
     TAGS_OF,
-    TINY,
+    TagHearing,
     TagJudge,
     TagScores,
     asked_value,
@@ -21,6 +21,7 @@ from musicrl.evaluation.judges import (
 )
 from musicrl.evaluation.musicnn import TAGS, Tagger
 from musicrl.types import Clips, Prompt
+from musicrl.world import SHIPPED as TINY
 
 SHIPPED = TINY / CALIBRATION
 
@@ -112,7 +113,9 @@ def test_standard_scores_are_log_odds_against_the_calibration() -> None:
     mean, deviation = read_calibration(SHIPPED)
     shift = torch.tensor(mean + 2.0 * deviation).float()
     tagger = CountingTagger(shift.sigmoid())
-    np.testing.assert_allclose(TagScores(tagger, SHIPPED)(CLIPS), np.full((1, 50), 2.0), atol=1e-3)
+    np.testing.assert_allclose(
+        TagScores(TagHearing(tagger), SHIPPED)(CLIPS), np.full((1, 50), 2.0), atol=1e-3
+    )
 
 
 def test_several_judges_hear_the_same_clips_once_and_broken_ones_have_no_score() -> None:
@@ -120,12 +123,12 @@ def test_several_judges_hear_the_same_clips_once_and_broken_ones_have_no_score()
     audio[1, 5] = np.nan
     clips = Clips(audio=audio, sample_rate=16_000)
     tagger = CountingTagger(torch.full((50,), 0.5))
-    shared = TagScores(tagger, SHIPPED, batch=2)
+    shared = TagScores(TagHearing(tagger, batch=2), SHIPPED)
     prompts = [asking(tempo="slow", loudness="loud")] * 3
     for name in ("tempo", "loudness"):
         judged = TagJudge(shared, name=name, attributes=(name,))(prompts, clips)
         assert np.isfinite(judged).tolist() == [True, False, True]
-    features = shared.features(clips)
+    features = shared.hearing.features(clips)
     assert np.isfinite(features).all(1).tolist() == [True, False, True]
     assert tagger.heard == 3
     shared(Clips(audio=audio[:1], sample_rate=16_000))

@@ -14,7 +14,7 @@ import torch
 from musicrl.checkpoint import load_tensors
 from musicrl.codecs.spectral import SpectralCodec, SpectralCodecConfig
 from musicrl.embedders.mulan import MuLan, MuLanConfig
-from musicrl.evaluation.judges import CALIBRATION, TagScores
+from musicrl.evaluation.judges import CALIBRATION, TagHearing, TagScores
 from musicrl.evaluation.musicnn import Tagger
 from musicrl.policies.musiclm import MusicLM, MusicLMConfig
 from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagger
@@ -270,7 +270,9 @@ def test_tokens_are_made_again_when_a_model_behind_them_changes(
 def test_the_calibration_is_that_of_the_worlds_clips(tiny_world: Path, tmp_path: Path) -> None:
     calibrate_tagger(CalibrationStageConfig(world=tiny_world, weights=tmp_path))
     audio = WorldData(tiny_world, "validation").audio(range(24)).numpy()
-    scores = TagScores(Tagger(), tmp_path / CALIBRATION)(Clips(audio=audio, sample_rate=16_000))
+    scores = TagScores(TagHearing(Tagger()), tmp_path / CALIBRATION)(
+        Clips(audio=audio, sample_rate=16_000)
+    )
     np.testing.assert_allclose(scores.mean(0), 0.0, atol=1e-2)
     np.testing.assert_allclose(scores.std(0), 1.0, atol=1e-2)
 

@@ -143,7 +143,7 @@ def test_rewards_and_weights_must_be_the_same() -> None:
 
 
 def test_every_entry_of_the_table_is_made_from_a_world() -> None:
-    assert set(REWARDS) == {"text", "quality", "preference"}
+    assert set(REWARDS) == {"text", "quality", "preference", "aesthetics"}
     reward = make_reward("text", Bare())  # type: ignore[arg-type]
     assert isinstance(reward, TextAdherence)
     assert reward.name == "text"

@@ -12,7 +12,7 @@ from torch import nn
 
 from cluster.cli import EXIT_FAULT, main
 from musicrl.config import TrainConfig
-from musicrl.evaluation.evaluate import EvaluateConfig
+from musicrl.evaluation.config import EvaluateConfig
 from musicrl.policies.preference import PreferenceModel
 from musicrl.rewards import RewardConfig, make_mix
 from musicrl.rewards.preference import PREFERENCE_FILE, Preference, load_preference

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from musicrl.rewards.text import TextAdherence, split_windows
+from musicrl.audio import split_windows
+from musicrl.rewards.text import TextAdherence
 from musicrl.types import Clips, Prompt
 
 AXES = {"x": (1.0, 0.0), "y": (0.0, 1.0)}
@@ -34,6 +35,9 @@ class Plane:
         self.windows.append(len(audio))
         level = audio.mean(1)
         return torch.stack([level, (1 - level**2).sqrt()], 1)
+
+    def embed_clip(self, audio: Tensor) -> Tensor:
+        raise AssertionError("the reward averages scores, not vectors")
 
     def move(self, device: torch.device) -> None:
         raise AssertionError("a plane has no device")

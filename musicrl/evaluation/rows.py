@@ -1,0 +1,228 @@
+"""The rows of `musicrl evaluate`: policies, and folders of audio, on the same held-out prompts.
+
+A base policy is always the first row. What is measured of each clip stands in `heldout.py`, of each
+set of clips in `clipset.py`; who judges, in the ears of the world's family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from musicrl.audio import read_wav
+from musicrl.evaluation.bestof import evaluate_best_of
+from musicrl.evaluation.clipset import ClipSet, SetFigures, describe, join, set_figures
+from musicrl.evaluation.config import EvaluateConfig
+from musicrl.evaluation.ears import Ears
+from musicrl.evaluation.family import MUSICLM, Family
+from musicrl.evaluation.figures import Figure
+from musicrl.evaluation.heldout import (
+    EVALUATION_STEP,
+    EvaluationChunk,
+    EvaluationResult,
+    divergence,
+    evaluation_chunks,
+    merge,
+    score_chunk,
+)
+from musicrl.evaluation.origin import BASE, policy_file
+from musicrl.evaluation.pitch import StablePitch
+from musicrl.evaluation.reconstruction import REAL
+from musicrl.evaluation.reference import RealClips, References, measure_references
+from musicrl.playable import PlayableWorld
+from musicrl.policies.base import Policy
+from musicrl.prompts import FREEFORM, load_prompts
+from musicrl.rewards.base import Reward
+from musicrl.rewards.mix import RewardMix, make_mix
+from musicrl.rollout import RolloutWorker
+from musicrl.types import Clips, Prompt
+from musicrl.world import find_world
+
+NO_SCORE = "no clip of these prompts has such a score"
+Row = tuple[EvaluationResult, ClipSet]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured, by name of the row."""
+
+    results: dict[str, EvaluationResult]
+    """Of the base, each policy and each folder of audio."""
+    sets: dict[str, SetFigures]
+    """The same, after real clips and their reconstructions where there are real ones."""
+    reference: str | None
+    """What the distances of the sets are to; None: there are none."""
+    codec: dict[str, dict[str, Figure]]
+    """What the codec keeps of real clips, by number of levels; empty without any."""
+    left_out: dict[str, str]
+    """Figures that nobody could give, by name, and why."""
+
+
+def evaluate_rows(
+    config: EvaluateConfig, *, real: RealClips | None = None, family: Family = MUSICLM
+) -> Evaluation:
+    """The results and the sets of the base, of each policy and of each folder of audio, by name."""
+    assert (real is None) == (config.world is None), "the real clips are those of the world"
+    folder = find_world(config.weights)
+    policies = {str(path): policy_file(path, folder) for path in config.policies}
+    prompts = heldout(config, family)
+    worlds = {name: family.load(folder, file) for name, file in policies.items()}
+    base = family.load(folder, config.base and policy_file(config.base, folder))
+    mix, ears = make_mix(config.reward, base), family.ears(folder)
+    measured = (
+        None
+        if real is None
+        else measure_references(real, base, ears, size=len(prompts), pitch=config.pitch)
+    )
+    rows = {
+        name: evaluate_policy(world, prompts, mix, ears, base=base.policy, config=config)
+        for name, world in {BASE: base, **worlds}.items()
+    }
+    rows |= _best_of_rows(base, prompts, mix, ears, config)
+    for audio in config.audio:
+        rows[str(audio)] = evaluate_audio(audio, prompts, mix, ears, base, config=config)
+    return gather(rows, measured, ears, config, base.layout.stream_names)
+
+
+def gather(
+    rows: Mapping[str, Row],
+    measured: References | None,
+    ears: Ears,
+    config: EvaluateConfig,
+    streams: Sequence[str],
+) -> Evaluation:
+    """Rows, with the distances of their sets: to real clips, or to those of a base that was named."""
+    sets = {name: clips for name, (_, clips) in rows.items()}
+    results = {name: result for name, (result, _) in rows.items()}
+    if measured is None:
+        reference, beside = sets[BASE] if config.base else None, {}
+    else:
+        reference, beside = measured.first, measured.beside
+    return Evaluation(
+        results=results,
+        sets={k: set_figures(v, reference, streams) for k, v in {**beside, **sets}.items()},
+        reference=REAL if measured else BASE if config.base else None,
+        codec=measured.codec if measured else {},
+        left_out={**ears.left_out, **unscored(results)},
+    )
+
+
+def unscored(results: Mapping[str, EvaluationResult]) -> dict[str, str]:
+    """The columns in which no row has a score."""
+    counts: dict[str, int] = {}
+    for result in results.values():
+        for name, found in result.figures.items():
+            counts[name] = counts.get(name, 0) + found.count
+    return {name: NO_SCORE for name, count in counts.items() if not count}
+
+
+def _best_of_rows(
+    base: PlayableWorld,
+    prompts: Sequence[Prompt],
+    mix: RewardMix,
+    ears: Ears,
+    config: EvaluateConfig,
+) -> dict[str, Row]:
+    return {
+        f"{BASE}, best of {n}": evaluate_best_of(
+            RolloutWorker(base, config.sampling),
+            prompts,
+            mix,
+            ears,
+            judges_for(config, ears),
+            n=n,
+            seed=config.seed,
+            clips_per_chunk=config.prompts_per_chunk,
+        )
+        for n in config.best_of
+    }
+
+
+def evaluate_policy(
+    world: PlayableWorld,
+    prompts: Sequence[Prompt],
+    mix: RewardMix,
+    ears: Ears,
+    *,
+    base: Policy,
+    config: EvaluateConfig,
+) -> Row:
+    """Sample one clip of each prompt and score it; the divergence is from `base`."""
+    worker, judges = RolloutWorker(world, config.sampling), judges_for(config, ears)
+    scores, divergences, sets = [], [], []
+    for chunk in _progress(prompts, config):
+        rollouts, clips = worker.generate(
+            chunk.prompts,
+            first_prompt_index=chunk.first,
+            step=EVALUATION_STEP,
+            run_seed=config.seed,
+            samples_per_prompt=1,
+            version=0,
+        )
+        tokens, conditions = (
+            torch.from_numpy(array.astype(np.int64))
+            for array in (rollouts.tokens, rollouts.conditions)
+        )
+        kept = None if rollouts.kept is None else torch.from_numpy(rollouts.kept)
+        scores.append(score_chunk(chunk, clips, mix, judges))
+        sets.append(describe(clips, ears, rollouts.tokens, [p.text for p in chunk.prompts]))
+        divergences.append(
+            divergence(chunk, world.policy, base, tokens, conditions, config.sampling, kept)
+        )
+    return merge(scores, divergences, world.layout.stream_names), join(sets)
+
+
+def evaluate_audio(
+    folder: Path,
+    prompts: Sequence[Prompt],
+    mix: RewardMix,
+    ears: Ears,
+    world: PlayableWorld,
+    *,
+    config: EvaluateConfig,
+) -> Row:
+    """Score `<prompt id>.wav` of each prompt, at the length of the world's clips.
+
+    Raises FileNotFoundError or ValueError naming the file that is missing or unreadable.
+    """
+    judges = judges_for(config, ears)
+    scores, sets = [], []
+    for chunk in _progress(prompts, config):
+        clips = read_clips([folder / f"{prompt.id}.wav" for prompt in chunk.prompts], world)
+        scores.append(score_chunk(chunk, clips, mix, judges))
+        sets.append(describe(clips, ears, texts=[prompt.text for prompt in chunk.prompts]))
+    return merge(scores), join(sets)
+
+
+def judges_for(config: EvaluateConfig, ears: Ears) -> tuple[Reward, ...]:
+    """All judges, and that of pitch where it is asked for."""
+    return (*ears.judges, *((StablePitch(),) if config.pitch else ()))
+
+
+def read_clips(files: Sequence[Path], world: PlayableWorld) -> Clips:
+    """Files as clips of the world's rate and length; longer ones are cut, shorter ones padded."""
+    size = round(world.clip_seconds * world.sample_rate)
+    audio = [read_wav(file, sample_rate=world.sample_rate)[:size] for file in files]
+    padded = np.stack([np.pad(clip, (0, size - len(clip))) for clip in audio])
+    return Clips(audio=padded, sample_rate=world.sample_rate)
+
+
+def heldout(config: EvaluateConfig, family: Family = MUSICLM) -> tuple[Prompt, ...]:
+    """The first held-out prompts, of the world or of a file. Raises ValueError when there are too few."""
+    path = family.prompts(find_world(config.weights))
+    if config.prompt_file is not None:
+        path = FREEFORM if str(config.prompt_file) == FREEFORM.stem else config.prompt_file
+    prompts = load_prompts(path, split="heldout")
+    if len(prompts) < config.prompts:
+        raise ValueError(f"prompts is {config.prompts}, but {path} holds only {len(prompts)}")
+    return prompts[: config.prompts]
+
+
+def _progress(prompts: Sequence[Prompt], config: EvaluateConfig) -> Iterable[EvaluationChunk]:
+    chunks = evaluation_chunks(prompts, config.prompts_per_chunk)
+    return track(chunks, description="evaluating", transient=True)
