@@ -40,7 +40,11 @@ from musicrl.worlds import judges_of_world, load_world
 
 def solo(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the summary that it leaves in `<out>/summary.json`."""
-    run = Run.start(config)
+    with Run.start(config) as run:
+        return _solo(config, run)
+
+
+def _solo(config: TrainConfig, run: Run) -> dict[str, Any]:
     loop = Solo(config)
     with StopRequest() as stop, Journal(config, run) as journal:
         hearing = loop.evaluate(journal, stop)

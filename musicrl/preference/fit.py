@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from musicrl.evaluation.evaluate import policy_file
+from musicrl.lock import held
 from musicrl.policies.preference import PreferenceModel
 from musicrl.preference.ablations import FULL, ablate, ablation_figures, ablation_table
 from musicrl.preference.pairs import Pairs, SelectionConfig, load_pairs
@@ -87,8 +88,13 @@ def fit(config: FitConfig, console: Console | None = None) -> dict[str, Any]:
     that holds.
 
     Raises ValueError or FileNotFoundError naming what cannot be read, is too little or does not
-    fit, before a step is made.
+    fit, before a step is made, and ValueError where another process fits into `config.out`.
     """
+    with held(config.out):
+        return _fit(config, console or Console())
+
+
+def _fit(config: FitConfig, console: Console) -> dict[str, Any]:
     if (config.out / PREFERENCE_FILE).exists():
         raise ValueError(f"{config.out} already holds a model: choose another folder with --out")
     ceiling = read_ceiling(config.simulation)
@@ -97,7 +103,6 @@ def fit(config: FitConfig, console: Console | None = None) -> dict[str, Any]:
     fitted = train(model, material.inputs, config.training, config.out, name="preference model")
     facts = facts_of(config, material, fitted)
     report = {**facts, "ceiling": ceiling, "reliability": fitted.prediction.figures["bins"]}
-    console = console or Console()
     _show(console, report, fitted.prediction)
     if config.ablations:
         rows = {FULL: fitted.prediction, **_ablate(config, material)}
