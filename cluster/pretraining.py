@@ -18,6 +18,7 @@ from rich.console import Console
 
 from cluster.pretrain_config import COMPARISONS, PretrainConfig
 from musicrl.evaluation.judges import CALIBRATION
+from musicrl.lock import held
 from musicrl.policies.preference import read_facts
 from musicrl.preference.fit import FitConfig, fit
 from musicrl.preference.simulate import simulate
@@ -52,9 +53,14 @@ PLACES = ("processes", "soundfont", "notes", "ratings")
 def build(config: PretrainConfig, console: Console | None = None) -> dict[str, Any]:
     """Bring the world to its end, print and write the report; what it holds.
 
-    Raises ValueError or FileNotFoundError for what cannot be built; what was finished stays.
+    Raises ValueError or FileNotFoundError for what cannot be built, and ValueError where another
+    process builds in `config.out`; what was finished stays.
     """
-    console = console or Console()
+    with held(config.out):
+        return _build(config, console or Console())
+
+
+def _build(config: PretrainConfig, console: Console) -> dict[str, Any]:
     outcomes = run_stages(plan(config), config.out, console)
     report = report_of(outcomes, config.out, versions())
     write_report(report, config.out, config.json)

@@ -21,6 +21,7 @@ from cluster.supervise import Pending
 from cluster.trace import TRACE_FILE, Trace
 from musicrl.config import ClusterConfig, TrainConfig
 from musicrl.journal import Hearing, Journal
+from musicrl.lock import check_free
 from musicrl.rewards.mix import make_mix
 from musicrl.run import Run, heldout_chunks, training_prompts
 from musicrl.stop import StopRequest
@@ -32,6 +33,7 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the summary that it leaves in `<out>/summary.json`."""
     prompts, stream_names = preflight(config)
     Run.find(config)
+    check_free(config.out)
     with StopRequest() as stop, connected(config.cluster):
         plan = find_places(config.cluster)
         return _start(config, prompts, stream_names, plan, stop)
@@ -45,7 +47,10 @@ def _start(
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Make the run's folder and its actors, and end these whatever happens."""
-    with Journal(config, Run.start(config), sinks=[Gauges(config.out)]) as journal:
+    with (
+        Run.start(config) as run,
+        Journal(config, run, sinks=[Gauges(config.out)]) as journal,
+    ):
         pending = Pending(store=ray, timeout_seconds=config.cluster.task_timeout_seconds)
         journal.display.say("starting the actors")
         fleet = Fleet(config, pending, plan)

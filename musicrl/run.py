@@ -6,6 +6,7 @@
     <out>/checkpoints/best.json  the checkpoint to end with, where guards.restore_best asks for one
     <out>/policy.safetensors     the policy of that checkpoint
     <out>/summary.json           the figures of the run
+    <out>/.lock                  while a process works in it (lock.py)
 
 Everything appears whole or not at all. It knows nothing of training or of processes.
 """
@@ -16,7 +17,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import Any
 from musicrl import __version__
 from musicrl.config import TrainConfig, dump_yaml
 from musicrl.evaluation.heldout import EvaluationChunk, evaluation_chunks
+from musicrl.lock import held
 from musicrl.prompts import load_prompts
 from musicrl.types import Prompt
 from musicrl.worlds import prompts_of_world
@@ -55,12 +58,17 @@ class Run:
         """Training steps that were done before this process began."""
 
     @classmethod
-    def start(cls, config: TrainConfig) -> Run:
-        """The folder `config.out`, with its config.yaml. Raises what `find` raises."""
-        run = cls.find(config)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        write_text(run.folder / "config.yaml", dump_yaml(config))
-        return run
+    @contextmanager
+    def start(cls, config: TrainConfig) -> Iterator[Run]:
+        """The folder `config.out`, with its config.yaml, kept from other processes meanwhile.
+
+        Raises what `find` and `held` raise.
+        """
+        cls.find(config)
+        with held(config.out):
+            run = cls.find(config)  # another process may have ended in between
+            write_text(run.folder / "config.yaml", dump_yaml(config))
+            yield run
 
     @classmethod
     def find(cls, config: TrainConfig) -> Run:

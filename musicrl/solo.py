@@ -42,7 +42,11 @@ def solo(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the summary that it leaves in `<out>/summary.json`."""
     if config.trace:
         raise ValueError(f"trace {config.trace}: there are no tasks to trace in one process")
-    run = Run.start(config)
+    with Run.start(config) as run:
+        return _solo(config, run)
+
+
+def _solo(config: TrainConfig, run: Run) -> dict[str, Any]:
     loop = Solo(config)
     with StopRequest() as stop, Journal(config, run) as journal:
         hearing = loop.evaluate(journal, stop)

@@ -17,6 +17,6 @@ def fit_reward(args: Sequence[str]) -> None:
     words, flags = split_words(args)
     config = read_settings(FitConfig, flags)
     files = (*map(Path, words), *config.files)
-    if not files:
+    if not files and config.cursor is None:
         raise ValueError("fit-reward needs files, as in: musicrl fit-reward preferences.parquet")
     fit(replace(config, files=files))

@@ -36,7 +36,8 @@ def _export(files: Sequence[Path], flags: Sequence[str]) -> None:
         return print_help(ExportConfig(), verb="prefs export")
     _refuse_files("export", files)
     config = read_settings(ExportConfig, flags)
-    print(f"{export(config)} {config.what} in {config.file}")
+    place = config.file if config.since is None else f"a new part beside {config.since}"
+    print(f"{export(config)} {config.what} in {place}")
 
 
 def _validate(files: Sequence[Path], flags: Sequence[str]) -> None:

@@ -16,6 +16,13 @@ from urllib.parse import quote
 
 import uvicorn
 
+from musicrl.preference.players import (
+    OnePlayer,
+    Player,
+    Players,
+    RunFollower,
+    checkpoint_name,
+)
 from musicrl.preference.pool import load_worker
 from musicrl.preference.server import Rules, make_app
 from musicrl.preference.session import Sessions, read_key
@@ -47,6 +54,11 @@ class CollectConfig:
     policy: Path | None = None
     """Policy that samples: a file, checkpoint, run or name in the world's folder (none: the world's
     own)."""
+    follow: Path | None = None
+    """Folder of a run whose newest checkpoint samples, as training goes on; `policy` plays until
+    there is one. Every clip is kept under the checkpoint that made it; the page shows none."""
+    follow_seconds: float = 30.0
+    """Between two looks for a newer checkpoint."""
     clip_seconds: float | None = None
     """Length of the clips made on demand (none: whole ones)."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -82,6 +94,10 @@ class CollectConfig:
             raise ValueError("mode rating serves the clips of a pool: give it with --pool")
         if self.pool is not None and self.policy is not None:
             raise ValueError("clips come from the pool or from the policy: give one of them")
+        if self.pool is not None and self.follow is not None:
+            raise ValueError("clips come from the pool or from the run to follow: give one of them")
+        if not self.follow_seconds > 0:
+            raise ValueError(f"follow_seconds must be above 0, got {self.follow_seconds}")
 
     @property
     def rules(self) -> Rules:
@@ -130,17 +146,35 @@ def make_source(config: CollectConfig, store: Store) -> ClipSource:
     """The pool, or the policy that samples on demand."""
     if config.pool is not None:
         return PoolSource(config.pool, store)
-    worker, name = load_worker(config.weights, config.policy, config.sampling)
-    worker.world.steps_of(config.clip_seconds)
     return SamplerSource(
-        worker,
-        name,
+        make_players(config),
         load_prompts(prompts_of_world(config.weights), split="train"),
         config.out / "clips",
         store,
         queue=config.queue,
         clip_seconds=config.clip_seconds,
     )
+
+
+def make_players(config: CollectConfig) -> Players:
+    """The policy, or the follower of a run. Raises as `load_worker`, and FileNotFoundError for a
+    run that is not there."""
+
+    def load(policy: Path | None) -> Player:
+        worker, name = load_worker(config.weights, policy, config.sampling)
+        worker.world.steps_of(config.clip_seconds)
+        return Player(worker, name)
+
+    run = config.follow
+    if run is None:
+        return OnePlayer(load(config.policy))
+
+    def load_checkpoint(file: Path) -> Player:
+        player = load(file)
+        return Player(player.worker, checkpoint_name(run, file, player.policy))
+
+    first = load(config.policy)
+    return RunFollower(run, first, load_checkpoint, every_seconds=config.follow_seconds)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from musicrl.evaluation.origin import origin, own_policy, policy_file
+from musicrl.lock import held
 from musicrl.playable import PlayableWorld
 from musicrl.policies.preference import PreferenceModel
 from musicrl.preference.ablations import FULL, ablate, ablation_figures, ablation_table
+from musicrl.preference.cursor import Cursor, new_parts
 from musicrl.preference.pairs import Pairs, SelectionConfig, load_pairs
 from musicrl.preference.predictions import COIN, Prediction
 from musicrl.preference.training import CHECKPOINT, Fitted, Inputs, TrainingConfig, train
@@ -36,6 +38,8 @@ from musicrl.worlds import load_world
 TOKENS = "tokens.bin"
 MINIMUM_HELDOUT = 10
 """Held-out comparisons below which nothing is measured."""
+PARTS_READ, LAST_ANSWER = "parts of the cursor", "last answer"
+"""What a model's file says of the cursor that it learned from."""
 TEXTS_AT_ONCE = 256
 CEILING = "ceiling accuracy, knowing the shared utility"
 """Its name in the figures of `prefs simulate`."""
@@ -47,6 +51,9 @@ class FitConfig:
 
     files: tuple[Path, ...] = ()
     """Parquet files of comparisons."""
+    cursor: Path | None = None
+    """Cursor of `prefs export --since`, in place of files: its parts are read; with `start` only
+    those that the started model has not learned from."""
     out: Path = Path("reward")
     """Folder of the model; a fit that was interrupted there is continued."""
     weights: Path | None = None
@@ -71,6 +78,8 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.start is not None and (self.policy is not None or self.layers is not None):
             raise ValueError("start is a model of its own: policy and layers do not go with it")
+        if self.cursor is not None and self.files:
+            raise ValueError("comparisons come from files or from a cursor: give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +97,22 @@ def fit(config: FitConfig, console: Console | None = None) -> dict[str, Any]:
     that holds.
 
     Raises ValueError or FileNotFoundError naming what cannot be read, is too little or does not
-    fit, before a step is made.
+    fit, before a step is made, and ValueError where another process fits into `config.out`.
     """
+    with held(config.out):
+        return _fit(config, console or Console())
+
+
+def _fit(config: FitConfig, console: Console) -> dict[str, Any]:
     if (config.out / PREFERENCE_FILE).exists():
         raise ValueError(f"{config.out} already holds a model: choose another folder with --out")
     ceiling = read_ceiling(config.simulation)
+    config, read = find_parts(config, console)
     material = load_material(config)
     model = starting_model(config, material.world)
     fitted = train(model, material.inputs, config.training, config.out, name="preference model")
-    facts = facts_of(config, material, fitted)
+    facts = {**facts_of(config, material, fitted), **read}
     report = {**facts, "ceiling": ceiling, "reliability": fitted.prediction.figures["bins"]}
-    console = console or Console()
     _show(console, report, fitted.prediction)
     if config.ablations:
         rows = {FULL: fitted.prediction, **_ablate(config, material)}
@@ -108,6 +122,34 @@ def fit(config: FitConfig, console: Console | None = None) -> dict[str, Any]:
     write_report(config.json, report)
     _clear(config.out)
     return report
+
+
+def find_parts(config: FitConfig, console: Console) -> tuple[FitConfig, dict[str, Any]]:
+    """The settings with the cursor's new parts as files, and what the model's file will say of
+    them; without a cursor, the settings as they are and nothing.
+
+    Raises ValueError when there is nothing new, or where `start` learned from another cursor.
+    """
+    if config.cursor is None:
+        return config, {}
+    cursor, known = Cursor.read(config.cursor), {}
+    if config.start is not None:
+        known = PreferenceModel.from_file(config.start)[1]
+    read = int(known.get(PARTS_READ, 0))
+    try:
+        parts = new_parts(cursor, read, str(known.get(LAST_ANSWER, "")))
+    except ValueError as fault:
+        raise ValueError(f"{config.start} does not go with {config.cursor}: {fault}") from fault
+    if not parts:
+        raise ValueError(
+            f"nothing new: {config.cursor} holds no part after the {read} learned from"
+        )
+    rows = sum(part.rows for part in parts)
+    console.print(f"{rows} new comparisons in {len(parts)} parts after {read}", highlight=False)
+    files = tuple(config.cursor.parent / part.file for part in parts)
+    facts = {PARTS_READ: len(cursor.parts), LAST_ANSWER: parts[-1].answer}
+    # The cursor gives way to its parts: settings name comparisons in one way.
+    return replace(config, files=files, cursor=None), facts
 
 
 def _clear(folder: Path) -> None:

@@ -19,6 +19,7 @@ from rich.progress import track
 
 from musicrl.audio import read_wav, write_wav
 from musicrl.evaluation.origin import origin, own_policy, policy_file
+from musicrl.lock import held
 from musicrl.preference.clip import PlayableClip
 from musicrl.preference.dataset import DatasetWriter, check_file, read_batches
 from musicrl.preference.rows import pool_batch, to_pool
@@ -87,8 +88,13 @@ class SampledClips:
 def write_pool(config: PoolConfig) -> int:
     """Sample the pool into its folder; how many clips it holds.
 
-    Raises ValueError when the folder holds a pool already, and as `sample_clips`.
+    Raises ValueError when the folder holds a pool already, as `held` and as `sample_clips`.
     """
+    with held(config.out):
+        return _write_pool(config)
+
+
+def _write_pool(config: PoolConfig) -> int:
     if (config.out / TABLE).exists():
         raise ValueError(f"{config.out} already holds a pool: choose another folder with --out")
     with DatasetWriter(config.out / TABLE, POOL) as writer:

@@ -18,10 +18,10 @@ from typing import Protocol
 
 from musicrl.audio import write_wav
 from musicrl.preference.clip import PlayableClip
+from musicrl.preference.players import Players
 from musicrl.preference.pool import POOL_STEP, playable_clips, read_pool
 from musicrl.preference.refusal import Busy, Finished, UnknownPrompt
 from musicrl.preference.store import Store
-from musicrl.rollout import RolloutWorker
 from musicrl.types import Prompt
 
 Pair = tuple[PlayableClip, PlayableClip]
@@ -110,8 +110,7 @@ class SamplerSource:
 
     def __init__(
         self,
-        worker: RolloutWorker,
-        policy: str,
+        players: Players,
         prompts: Sequence[Prompt],
         folder: Path,
         store: Store,
@@ -120,7 +119,7 @@ class SamplerSource:
         clip_seconds: float | None = None,
     ) -> None:
         self.folder = folder
-        self._worker, self._policy, self._prompts = worker, policy, tuple(prompts)
+        self._players, self._prompts = players, tuple(prompts)
         self._store, self._queue, self._clip_seconds = store, queue, clip_seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sampler")
         self._waiting = 0
@@ -142,9 +141,11 @@ class SamplerSource:
     def close(self) -> None:
         """Finish the pair in work and forget those that wait."""
         self._thread.shutdown(cancel_futures=True)
+        self._players.close()
 
     def _sample(self, prompt: Prompt) -> Pair:
-        rollouts, audio = self._worker.generate(
+        player = self._players.player  # of both clips, whoever plays the next pair
+        rollouts, audio = player.worker.generate(
             [prompt],
             first_prompt_index=0,
             step=POOL_STEP,
@@ -153,7 +154,7 @@ class SamplerSource:
             version=0,
             clip_seconds=self._clip_seconds,
         )
-        clips = playable_clips(rollouts, audio, self._policy)
+        clips = playable_clips(rollouts, audio, player.policy)
         for clip, sound in zip(clips, audio.audio, strict=True):
             write_wav(self.folder / clip.wav, sound, audio.sample_rate)
         self._store.add_clips(clips)

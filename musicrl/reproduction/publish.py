@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from musicrl.lock import held
 from musicrl.metrics import Metrics
 from musicrl.policies.preference import read_facts
 from musicrl.reproduction.config import ReproduceConfig
@@ -38,9 +39,14 @@ def reproduce(
     """Do what is left to do, write the report, print its pairs; what report.json holds.
 
     `train` trains one run. Raises KeyboardInterrupt when a run was asked to stop, and ValueError
-    or FileNotFoundError for what cannot be run, before anything is trained where possible.
+    or FileNotFoundError for what cannot be run, before anything is trained where possible, and
+    ValueError where another process works in `config.out`.
     """
-    console = console or Console()
+    with held(config.out):
+        return _reproduce(config, train, console or Console())
+
+
+def _reproduce(config: ReproduceConfig, train: Train, console: Console) -> dict[str, Any]:
 
     def say(sentence: str) -> None:
         console.print(sentence, markup=False, soft_wrap=True)

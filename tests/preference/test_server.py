@@ -14,6 +14,7 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from musicrl.preference.database import READS
+from musicrl.preference.players import OnePlayer, Player
 from musicrl.preference.pool import load_worker
 from musicrl.preference.server import PAGE, Rules, clean, make_app
 from musicrl.preference.session import COOKIE, Sessions
@@ -65,7 +66,8 @@ def serve(tones: Path, database: Store) -> Iterator[Serve]:
 def sampler(tiny_world: Path, tmp_path: Path, database: Store) -> SamplerSource:
     worker, name = load_worker(tiny_world, None, SamplingConfig())
     known = load_prompts(tiny_world / "prompts.parquet", split="train")
-    return SamplerSource(worker, name, known, tmp_path / "clips", database, queue=4)
+    players = OnePlayer(Player(worker, name))
+    return SamplerSource(players, known, tmp_path / "clips", database, queue=4)
 
 
 def offered(browser: TestClient, request: str = "request-1", **ask: Any) -> dict[str, Any]:
@@ -410,7 +412,8 @@ class SlowWorker:
 
 def test_who_comes_to_a_full_queue_is_asked_to_come_again(tmp_path: Path, database: Store) -> None:
     worker, prompt = SlowWorker(), Prompt(id="p", text="a tune")
-    source = SamplerSource(worker, "x", [prompt], tmp_path, database, queue=2)  # type: ignore[arg-type]
+    players = OnePlayer(Player(worker, "x"))  # type: ignore[arg-type]
+    source = SamplerSource(players, [prompt], tmp_path, database, queue=2)
     app = make_app(Rules(wait_seconds=0.05), database, source, Sessions(KEY))
     with TestClient(app) as browser:
         browser.get("/")
