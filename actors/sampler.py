@@ -7,6 +7,7 @@ actor has none and fetches them with its next task. It knows no reward and no le
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,15 +80,17 @@ class SamplerActor:
         return rollouts, clips, self._report(rollouts, version, seconds)
 
     def _use(self, version: int, weights: Sequence[ObjectRef[Weights]]) -> float:
-        """Apply the weights of `version` unless they are applied; the seconds that it took."""
+        """Fetch and apply the weights of `version` unless they are applied; the seconds that it
+        took."""
         if version == self.version:
             return 0.0
         (reference,) = weights
+        started = time.perf_counter()
         arrived = ray.get(reference, timeout=self.config.cluster.task_timeout_seconds)
         self.version = None
-        seconds = self.worker.apply(arrived)
+        self.worker.apply(arrived)
         self.version = version
-        return seconds
+        return time.perf_counter() - started
 
     def _report(self, rollouts: Rollouts, version: int, publish: float) -> SampleReport:
         seconds = {**self.worker.seconds, "publish": publish}
