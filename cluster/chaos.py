@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.chaos_run import ChaosRun, weights_digest
+from cluster.chaos_run import POLL_SECONDS, ChaosRun, weights_digest
 from cluster.chaos_site import Site
 from musicrl.config import (
     ClusterConfig,
@@ -207,24 +207,30 @@ class Monkey:
                 + ("STUCK" if recovered is None else f"{recovered:.1f} s")
             )
             if recovered is None:
-                break
+                return run.kill()
         run.wait()
 
     def pick(self, run: ChaosRun) -> str | None:
         """Kill something; what it was, or None when the run ended meanwhile."""
-        target = self.random.choice(self.config.targets)
-        if not run.is_alive or run.version >= self.config.train.iterations - 1:
-            return None
+        while run.is_alive and run.version < self.config.train.iterations - 1:
+            target = self.random.choice(self.config.targets)
+            if self.hit(run, target):
+                return target
+            time.sleep(POLL_SECONDS)
+        return None
+
+    def hit(self, run: ChaosRun, target: str) -> bool:
+        """Kill one of a kind; False where there is none, since it is starting again."""
         if target == "driver":
             run.kill()
         elif target == "node":
             self.site.replace_node(self.random)
         else:
             pids = self.site.find(target)
-            if not pids:  # it is starting again from the last kill
-                return self.pick(run)
+            if not pids:
+                return False
             os.kill(self.random.choice(pids), signal.SIGKILL)
-        return target
+        return True
 
     def judge(self, run: ChaosRun, number: int, lag: int, kills: int, reference: str) -> Outcome:
         is_equal = weights_digest(run.config.out) == reference if run.has_finished else False
