@@ -214,7 +214,7 @@ def test_every_sampler_makes_the_same_rollouts_of_a_chunk(configure: Configure) 
 
 def test_a_task_that_takes_too_long_names_its_actor(configure: Configure) -> None:
     config = configure(cluster={"num_samplers": 1, "task_timeout_seconds": 0.01})
-    with pytest.raises(TimeoutError, match=r"sampler 0 was still starting after 0\.01 s"):
+    with pytest.raises(TimeoutError, match=r"learner was still starting after 0\.01 s"):
         train(config)
 
 
