@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from safetensors.numpy import load_file
+
 from musicrl.config import TrainConfig, dump_yaml
 from musicrl.run import Run, write_text
 
@@ -91,11 +93,12 @@ class ChaosRun:
 
 
 def weights_digest(out: Path) -> str:
-    """Of the last checkpoint's policy."""
+    """Of the last checkpoint's policy: its tensors alone, since a file says whose it is."""
     checkpoint = Run(out).find_checkpoint()
     if checkpoint is None:
         return "none"
     digest = hashlib.blake2b()
-    for path in sorted(checkpoint.glob("policy*.safetensors")):
-        digest.update(path.read_bytes())
+    for name, array in sorted(load_file(checkpoint / "policy.safetensors").items()):
+        digest.update(name.encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
