@@ -5,8 +5,9 @@
          └ once the run trains on: how long that took; a dead driver is started with --resume,
            a dead node is replaced
 
-A run that went through this must end, with every step trained on all of its samples; at max_lag 0
-its weights must be those of a run that nobody touched, bit for bit. Processes are found in /proc.
+A run that went through this must end, with the steps of its last driver trained on all of their
+samples; at max_lag 0 its weights must be those of a run that nobody touched, bit for bit. Processes
+are found in /proc.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ class Outcome:
     kills: int
     finished: bool
     is_complete: bool
-    """Whether every step was trained on all of its samples."""
+    """Whether the last driver trained every one of its steps on all samples; what drivers before it
+    did is not counted."""
     is_equal: bool | None
     """Whether its weights are those of the undisturbed run (None: with lag they need not be)."""
     complaint: str = ""
@@ -291,7 +293,7 @@ def kills_table(report: dict[str, Any]) -> Table:
 
 def runs_table(report: dict[str, Any]) -> Table:
     table = Table("run", title="runs")
-    for column in ("max_lag", "kills", "finished", "every sample once", "weights as undisturbed"):
+    for column in ("max_lag", "kills", "finished", "whole steps", "weights as undisturbed"):
         table.add_column(column, justify="right")
     for run in report["runs"]:
         marks = (_mark(run[name]) for name in ("finished", "complete", "equal"))

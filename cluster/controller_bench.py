@@ -96,8 +96,6 @@ class Traffic:
     """That the whole simulation took, its actors included."""
     cycles: Sequence[float]
     """Seconds of the controller's own work in every cycle of its loop."""
-    finished: Sequence[int]
-    """Tasks that every cycle had to handle."""
     memory: Sequence[float]
     """MB of the process at the end of each update."""
 
@@ -158,7 +156,6 @@ def time_traffic(config: ControllerBenchConfig) -> Traffic:
         virtual_seconds=fleet.timeline.now,
         real_seconds=perf_counter() - started,
         cycles=timed.seconds,
-        finished=timed.finished,
         memory=memory,
     )
 

@@ -128,8 +128,7 @@ class Row:
 
 def plan(config: PlanConfig, console: Console | None = None) -> dict[str, Any]:
     """Forecast every size, print a table and the advice, and write the JSON file if asked."""
-    needs_ray = config.check or config.costs is None
-    with connected(widest(config).cluster) if needs_ray else nullcontext():
+    with connected(widest(config).cluster) if needs_ray(config) else nullcontext():
         costs = find_costs(config)
         rows = [forecast_row(config, size, costs) for size in config.grid()]
         if config.check:
@@ -146,6 +145,12 @@ def plan(config: PlanConfig, console: Console | None = None) -> dict[str, Any]:
     if config.json is not None:
         write_text(config.json, json.dumps(report, indent=1) + "\n")
     return report
+
+
+def needs_ray(config: PlanConfig) -> bool:
+    """Whether anything is run for real, or a running cluster is asked for its machines."""
+    is_asked = not config.nodes and address_of(config.train.cluster) is not None
+    return config.check or config.costs is None or is_asked
 
 
 def widest(config: PlanConfig) -> TrainConfig:
@@ -189,8 +194,7 @@ def machines_of(config: PlanConfig, size: TrainConfig) -> list[Machine]:
     if address_of(size.cluster) is None:
         cores, asked = os.cpu_count() or 1, sum(r.cpus for r in requests_of(size.cluster))
         return [Machine(cores=cores, slots=max(cores, asked))]
-    with connected(size.cluster):
-        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return [to_machine(node["Resources"]) for node in alive]
 
 

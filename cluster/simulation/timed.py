@@ -19,8 +19,6 @@ class TimedStore:
     clock: Callable[[], float] = perf_counter
     seconds: list[float] = field(default_factory=list)
     """Of the controller's own work, between one wait for whatever comes and the next."""
-    finished: list[int] = field(default_factory=list)
-    """Tasks that each of these waits ended with."""
     _own: float = 0.0
     _left: float | None = None
     """When the last call returned."""
@@ -36,8 +34,6 @@ class TimedStore:
         found = self.store.wait(
             refs, num_returns=num_returns, timeout=timeout, fetch_local=fetch_local
         )
-        if timeout == 0:
-            self.finished.append(len(found[0]))
         self._left = self.clock()
         return found
 
