@@ -36,7 +36,7 @@ from musicrl.config import (
     TrainConfig,
     load_config,
 )
-from musicrl.run import write_text
+from musicrl.textfile import write_text
 
 TARGETS = ("sampler", "scorer", "learner", "node", "driver")
 PATIENCE_SECONDS = 180.0

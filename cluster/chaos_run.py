@@ -13,7 +13,8 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from musicrl.config import TrainConfig, dump_yaml
-from musicrl.run import Run, write_text
+from musicrl.run import Run
+from musicrl.textfile import write_text
 
 POLL_SECONDS = 0.05
 LAST_WORDS = 500

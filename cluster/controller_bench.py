@@ -26,7 +26,7 @@ from cluster.simulation.fleet import Machine, SimulatedFleet
 from cluster.simulation.run import run_ledger
 from cluster.simulation.timed import TimedStore
 from musicrl.config import ClusterConfig, RolloutConfig, TrainConfig
-from musicrl.run import write_text
+from musicrl.textfile import write_text
 
 NODE_CORES = 64
 PARTS = 5

@@ -27,10 +27,11 @@ from musicrl.algorithms import make_algorithm
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
-from musicrl.run import versions, write_text
+from musicrl.run import versions
 from musicrl.sampler.engine import Engine
 from musicrl.sampler.sampling import Backend, Precision, SamplingConfig
 from musicrl.solo import threads
+from musicrl.textfile import write_text
 from musicrl.types import Experience, Prompt, RewardBatch, Rollouts
 from musicrl.update import PolicyUpdate
 from musicrl.update_config import UpdateConfig

@@ -30,8 +30,9 @@ from musicrl.config import ClusterConfig, TrainConfig
 from musicrl.guards import GuardConfig
 from musicrl.journal import PHASES, Iteration, Journal
 from musicrl.metrics import Display
-from musicrl.run import Run, listening_chunk, training_prompts, versions, write_text
+from musicrl.run import Run, listening_chunk, training_prompts, versions
 from musicrl.stop import StopRequest
+from musicrl.textfile import write_text
 
 
 def _one_core_each() -> TrainConfig:

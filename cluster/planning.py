@@ -29,7 +29,7 @@ from cluster.simulation.fleet import Machine
 from cluster.simulation.measure import measure_costs, measure_update
 from cluster.simulation.run import Forecast, forecast
 from musicrl.config import TrainConfig
-from musicrl.run import write_text
+from musicrl.textfile import write_text
 
 ENOUGH = 0.95
 """Of the best throughput: what more actors than that gain is not advised to pay for (this

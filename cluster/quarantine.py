@@ -19,7 +19,7 @@ import torch
 
 from musicrl.checkpoint import save_tensors
 from musicrl.rollout import Chunk
-from musicrl.run import write_text
+from musicrl.textfile import write_text
 from musicrl.types import Rollouts
 
 KIND = "quarantine"

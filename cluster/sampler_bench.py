@@ -29,10 +29,11 @@ from rich.table import Table
 
 from cluster.machine_rates import Rates, processor
 from cluster.sampler_subject import GUIDANCE, MUSICGEN_FRAME_RATE, EngineName, Shape, Subject
-from musicrl.run import versions, write_text
+from musicrl.run import versions
 from musicrl.sampler.cost import step_cost
 from musicrl.sampler.sampling import Precision
 from musicrl.solo import threads
+from musicrl.textfile import write_text
 from musicrl.world import World
 
 SUBJECT_MODULE = "cluster.sampler_subject"

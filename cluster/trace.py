@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.replay import Key
 from cluster.supervise import Lost, Result, Task
-from musicrl.run import write_text
+from musicrl.textfile import write_text
 
 TRACE_FILE = "trace.json"
 MICROSECONDS = 1e6

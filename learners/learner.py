@@ -74,7 +74,10 @@ class LearnerActor:
         return str(get_node_ip_address()) if host == "node" else host  # type: ignore[no-untyped-call]
 
     def restore(self, checkpoint: Path) -> int:
-        """Continue from a checkpoint; the training steps that were done."""
+        """Continue from a checkpoint; the training steps that were done. What another node wrote is
+        fetched, where checkpoints have a URL."""
+        if not checkpoint.exists():
+            Run.of(self.config).fetch()
         others = [follower.restore.remote(checkpoint) for follower in self.followers]
         self.learner.restore(checkpoint)
         ray.get(others, timeout=self._timeout)
@@ -130,4 +133,4 @@ class LearnerActor:
 
     def save(self) -> Path:
         """Write a checkpoint of the current version into the run's folder."""
-        return self.learner.save(Run(self.config.out))
+        return self.learner.save(Run.of(self.config))

@@ -161,8 +161,11 @@ class TrainConfig:
     checkpoint_every: int = 10
     """Iterations between checkpoints; the newest two are kept, and the best with
     `guards.restore_best`."""
+    checkpoint_url: str | None = None
+    """Where checkpoints are copied to as well, and are resumed from where `out` lacks them: any URL
+    that fsspec knows (s3://bucket/run with s3fs installed, gs:// with gcsfs, file:///shared/run)."""
     resume: bool = False
-    """Continue from the newest checkpoint in `out`."""
+    """Continue from the newest checkpoint in `out`, or at `checkpoint_url`."""
     trace: int = 0
     """Updates, the first ones of this process, whose tasks are written to `<out>/trace.json` for
     chrome://tracing (`train` alone: `solo` has no tasks)."""

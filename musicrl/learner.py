@@ -18,6 +18,7 @@ from torch import nn
 
 from musicrl.algorithms import make_algorithm
 from musicrl.checkpoint import load_tensors, save_tensors
+from musicrl.checkpoint_folder import read_state
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import Divergence, EvaluationChunk, divergence
 from musicrl.playable import PlayableWorld
@@ -25,7 +26,7 @@ from musicrl.policies.lora import Base, adapt
 from musicrl.policies.value import make_value_network
 from musicrl.ranks import Ranks
 from musicrl.rewards.mix import failures
-from musicrl.run import POLICY, Run, read_state
+from musicrl.run import POLICY, Run
 from musicrl.types import Experience, Rollouts, Weights
 from musicrl.update import PolicyUpdate
 

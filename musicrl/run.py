@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,16 +25,22 @@ from platform import python_version
 from typing import Any
 
 from musicrl import __version__
+from musicrl.checkpoint_folder import (
+    checkpoint_fault,
+    read_state,
+    write_checkpoint,
+)
 from musicrl.config import TrainConfig, dump_yaml
 from musicrl.evaluation.heldout import EvaluationChunk, evaluation_chunks
 from musicrl.lock import held
+from musicrl.mirror import STEP, Mirror
 from musicrl.prompts import load_prompts
+from musicrl.textfile import write_text
 from musicrl.types import Prompt
 from musicrl.worlds import prompts_of_world
 
 KEPT_CHECKPOINTS = 2
 POLICY = "policy.safetensors"
-STATE = "state.json"
 BEST = "best.json"
 PACKAGES = ("torch", "ray", "numpy")
 
@@ -52,10 +57,18 @@ class Best:
 class Run:
     """One run's folder."""
 
-    def __init__(self, folder: Path, *, first_step: int = 0) -> None:
+    def __init__(self, folder: Path, *, first_step: int = 0, mirror: Mirror | None = None) -> None:
+        """`first_step` training steps were done before this process began; checkpoints are copied to
+        `mirror`, and from there where this folder lacks them."""
         self.folder = folder
         self.first_step = first_step
-        """Training steps that were done before this process began."""
+        self.mirror = mirror
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Run:
+        """The folder and the mirror that a run is configured to have."""
+        url = config.checkpoint_url
+        return cls(config.out, mirror=None if url is None else Mirror(url))
 
     @classmethod
     @contextmanager
@@ -78,7 +91,7 @@ class Run:
         when there is nothing to resume. A run that a guard stopped goes on only when that guard
         is to stop it no longer.
         """
-        run = cls(config.out)
+        run = cls.of(config)
         if config.resume:
             run.check_guards(config)
             run.first_step = int(read_state(run.newest_checkpoint())["step"])
@@ -110,8 +123,7 @@ class Run:
 
     def checkpoint_folders(self) -> list[Path]:
         """Checkpoints by step, oldest first, whole or not."""
-        found = (self.folder / "checkpoints").glob("step_*")
-        return sorted(p for p in found if re.fullmatch(r"step_\d+", p.name))
+        return sorted(p for p in self.checkpoints.glob("step_*") if STEP.fullmatch(p.name))
 
     def save_checkpoint(
         self, step: int, state: Mapping[str, Any], write: Callable[[Path], None]
@@ -119,40 +131,61 @@ class Run:
         """Checkpoint of the run after `step` training steps: what `write` puts into the folder it
         is given, and `state`. Older ones are deleted but for the newest two and the best."""
         target = self.checkpoint_folder(step)
-        if checkpoint_fault(target) is None:
-            return target
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write(partial)
-        sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        write_text(partial / STATE, json.dumps({**state, "step": step, "files": sizes}, indent=1))
-        _sync(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        _sync(target.parent)
+        if checkpoint_fault(target) is not None:
+            write_checkpoint(target, {**state, "step": step}, write)
+        if self.mirror is not None:
+            self.mirror.push(target)
         self._prune()
         return target
 
     def _prune(self) -> None:
-        best = self.find_best()
-        for old in self.checkpoint_folders()[:-KEPT_CHECKPOINTS]:
-            if best is None or old != self.checkpoint_folder(best.step):
-                shutil.rmtree(old)
+        """Keep the newest two and the best."""
+        best, folders = self.find_best(), self.checkpoint_folders()
+        kept = {
+            *folders[-KEPT_CHECKPOINTS:],
+            *([self.checkpoint_folder(best.step)] if best else []),
+        }
+        for old in set(folders) - kept:
+            shutil.rmtree(old)
+        if self.mirror is not None:
+            self.mirror.keep([folder.name for folder in kept])
+
+    def fetch(self) -> None:
+        """Copy here what the mirror has and this folder lacks; raises ValueError when all of it is
+        damaged."""
+        if self.mirror is None:
+            return
+        faults = []
+        for name in self.mirror.names():
+            if checkpoint_fault(self.checkpoints / name) is not None:
+                try:
+                    self.mirror.pull(name, self.checkpoints)
+                except ValueError as fault:  # an older one may do
+                    faults.append(fault)
+        if faults and not self.checkpoint_folders():
+            raise faults[-1]
+        if not (self.checkpoints / BEST).exists():
+            self.mirror.pull_file(self.checkpoints / BEST)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
 
     def checkpoint_folder(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"step_{step:06d}"
+        return self.checkpoints / f"step_{step:06d}"
 
     def keep_best(self, best: Best) -> None:
         """Keep a checkpoint that is on disk, in place of the best so far."""
         assert checkpoint_fault(self.checkpoint_folder(best.step)) is None
         values = {"step": best.step, "reward": best.reward}
-        write_text(self.folder / "checkpoints" / BEST, json.dumps(values) + "\n")
+        write_text(self.checkpoints / BEST, json.dumps(values) + "\n")
+        if self.mirror is not None:
+            self.mirror.push_file(self.checkpoints / BEST)
         self._prune()
 
     def find_best(self) -> Best | None:
         """The best checkpoint so far, where one is kept and whole."""
-        path = self.folder / "checkpoints" / BEST
+        path = self.checkpoints / BEST
         if not path.exists():
             return None
         best = Best(**json.loads(path.read_text(encoding="utf-8")))
@@ -173,20 +206,19 @@ class Run:
 
         Raises FileNotFoundError when there is none, ValueError when none of them is whole.
         """
-        folders, found = self.checkpoint_folders(), self.find_checkpoint()
+        found, folders = self.find_checkpoint(), self.checkpoint_folders()
         if not folders:
-            raise FileNotFoundError(
-                f"no checkpoint in {self.folder / 'checkpoints'} to resume from"
-            )
+            raise FileNotFoundError(f"no checkpoint in {self.checkpoints} to resume from")
         if found is None:
-            fault = checkpoint_fault(folders[-1])
+            fault = checkpoint_fault(folders[-1], is_thorough=True)
             raise ValueError(f"no usable checkpoint to resume from: {folders[-1]} {fault}")
         return found
 
     def find_checkpoint(self) -> Path | None:
         """The newest whole checkpoint, if any."""
-        whole = (p for p in reversed(self.checkpoint_folders()) if checkpoint_fault(p) is None)
-        return next(whole, None)
+        self.fetch()
+        folders = reversed(self.checkpoint_folders())
+        return next((p for p in folders if checkpoint_fault(p, is_thorough=True) is None), None)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_text(self.summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -236,28 +268,6 @@ def _prompt_file(config: TrainConfig) -> Path:
     return prompts_of_world(config.model.weights)
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint that is whole."""
-    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    return state
-
-
-def checkpoint_fault(folder: Path) -> str | None:
-    """What keeps a checkpoint from being used, as the end of a sentence; None for a whole one."""
-    try:
-        sizes = read_state(folder)["files"]
-    except FileNotFoundError:
-        return f"lacks {STATE}"
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        return f"has an unreadable {STATE}"
-    for name, size in sizes.items():
-        if not (folder / name).is_file():
-            return f"lacks {name}"
-        if (folder / name).stat().st_size != size:
-            return f"has a truncated {name}"
-    return None
-
-
 def versions() -> dict[str, str]:
     """Versions of everything that decides a run's numbers (and of Ray, where it is installed)."""
     found = {"musicrl": __version__, "python": python_version()}
@@ -267,24 +277,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder's files and its own entries to the disk."""
-    for path in (*(p for p in folder.iterdir() if p.is_file()), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

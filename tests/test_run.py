@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from musicrl.run import Best, Run, checkpoint_fault, is_due, versions
+from musicrl.checkpoint_folder import checkpoint_fault
+from musicrl.run import Best, Run, is_due, versions
 
 
 def save(run: Run, step: int) -> Path:
@@ -69,6 +70,8 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     older, newest = save(run, 5), save(run, 10)
     (newest / "learner.safetensors").write_text("short")
     assert checkpoint_fault(newest) == "has a truncated learner.safetensors"
+    assert run.newest_checkpoint() == older
+    (newest / "learner.safetensors").write_text("weights 11")
     assert run.newest_checkpoint() == older
     (newest / "learner.safetensors").unlink()
     assert checkpoint_fault(newest) == "lacks learner.safetensors"

@@ -28,7 +28,7 @@ from musicrl.reproduction.plan import planned
 from musicrl.reproduction.recipes import BASE
 from musicrl.reproduction.report import Report, to_markdown, verdict
 from musicrl.reproduction.reproduce import Train, seeds_of
-from musicrl.run import write_text
+from musicrl.textfile import write_text
 from musicrl.types import Clips
 from musicrl.world import World
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from musicrl.run import write_text
+from musicrl.textfile import write_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

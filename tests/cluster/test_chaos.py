@@ -14,7 +14,7 @@ from cluster.chaos import ChaosConfig, Kill, Monkey, Outcome, kills_table, runs_
 from cluster.chaos_run import ChaosRun
 from cluster.cli import main
 from musicrl.config import TrainConfig
-from musicrl.run import write_text
+from musicrl.textfile import write_text
 
 
 @pytest.mark.parametrize(

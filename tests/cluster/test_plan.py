@@ -17,7 +17,7 @@ from cluster.simulation.measure import fit_contention
 from cluster.simulation.run import Forecast, forecast
 from cluster.trace import Span, Trace, to_chrome
 from musicrl.config import TrainConfig, load_config
-from musicrl.run import write_text
+from musicrl.textfile import write_text
 from tests.cluster.test_controller import Rig
 
 COSTS = Costs(sample=(3.0,), apply=(1.0,), score=(0.5,), learn=(4.0,), save=(2.0,))
