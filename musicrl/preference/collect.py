@@ -66,8 +66,9 @@ class CollectConfig:
     """Pairs that may wait to be sampled; who comes later is asked to try again."""
     minimum_share: float = 0.5
     """Share of each clip that must be played before it can be judged."""
-    raters_per_clip: int = 3
-    """Marks that a clip gets in mode rating (paper section 4.3: 3)."""
+    raters_per_pair: int = 3
+    """Raters who mark a clip of every policy that played a prompt, in mode rating: of two policies,
+    both clips of the pair (paper section 4.3: 3)."""
     max_prompt_chars: int = 300
     requests_per_minute: int = 240
     """Of one session; of one address five times as many."""
@@ -82,7 +83,7 @@ class CollectConfig:
     """0: any that is free."""
 
     def __post_init__(self) -> None:
-        least = {"queue": 1, "raters_per_clip": 1, "max_prompt_chars": 1, "requests_per_minute": 1}
+        least = {"queue": 1, "raters_per_pair": 1, "max_prompt_chars": 1, "requests_per_minute": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} must be {bound} or more, got {getattr(self, name)}")
@@ -104,7 +105,7 @@ class CollectConfig:
         return Rules(
             mode=self.mode,
             minimum_share=self.minimum_share,
-            raters_per_clip=self.raters_per_clip,
+            raters_per_pair=self.raters_per_pair,
             max_prompt_chars=self.max_prompt_chars,
             requests_per_minute=self.requests_per_minute,
             requests_per_minute_of_address=5 * self.requests_per_minute,

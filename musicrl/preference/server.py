@@ -57,7 +57,7 @@ class Rules:
     mode: Literal["compare", "rating"] = "compare"
     minimum_share: float = 0.5
     """Of each clip that must be heard before an answer."""
-    raters_per_clip: int = 3
+    raters_per_pair: int = 3
     max_prompt_chars: int = 300
     requests_per_minute: int = 240
     """Of a session."""
@@ -235,7 +235,7 @@ async def _offer(
     """A new offer: in mode rating one clip, else two. Raises as the source, and Busy."""
     if rules.mode == "rating":
         assert isinstance(source, PoolSource)
-        one = await run_in_threadpool(source.single, rater, rules.raters_per_clip)
+        one = await run_in_threadpool(source.single, rater, rules.raters_per_pair)
         return await run_in_threadpool(
             store.serve, rater=rater, request=request, prompt=one.prompt, clip_a=one.clip.id
         )

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from musicrl.audio import write_wav
 from musicrl.preference.clip import PlayableClip
+from musicrl.preference.marking import next_sets, to_compare
 from musicrl.preference.players import Players
 from musicrl.preference.pool import POOL_STEP, playable_clips, read_pool
 from musicrl.preference.refusal import Busy, Finished, UnknownPrompt
@@ -68,6 +69,7 @@ class PoolSource:
         self._of_text: dict[str, list[PlayableClip]] = {}
         for clip in self._clips.values():
             self._of_text.setdefault(clip.prompt.text, []).append(clip)
+        self._sets = [clips for of_text in self._of_text.values() for clips in to_compare(of_text)]
 
     def suggest(self, count: int) -> tuple[Prompt, ...]:
         texts = [text for text, clips in self._of_text.items() if len(clips) > 1]
@@ -85,19 +87,16 @@ class PoolSource:
                 return _done(_shuffled(pair))
         raise Finished("you have heard every pair of this text" if text else "you have heard all")
 
-    def single(self, rater: str, raters_per_clip: int) -> PlayableClip:
-        """The clip with the fewest marks that still needs one and that this rater has not marked.
+    def single(self, rater: str, raters_per_pair: int) -> PlayableClip:
+        """A clip that this rater has not marked, of a pair that needs them: see `marking`.
 
         Raises Finished when there is none.
         """
-        marks, own = self._store.num_ratings(), self._store.rated_by(rater)
-        open_clips = [
-            id for id in self._clips if id not in own and marks.get(id, 0) < raters_per_clip
-        ]
-        if not open_clips:
+        marked_by = self._store.raters_of_clips()
+        sets = next_sets(self._sets, marked_by, rater, enough=raters_per_pair)
+        if not sets:
             raise Finished("every clip that you could rate has its ratings")
-        fewest = min(marks.get(id, 0) for id in open_clips)
-        return self._clips[CHANCE.choice([id for id in open_clips if marks.get(id, 0) == fewest])]
+        return CHANCE.choice(CHANCE.choice(sets))
 
     def close(self) -> None:
         """Nothing runs."""

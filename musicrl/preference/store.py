@@ -145,16 +145,13 @@ class Store:
         with self._reads() as connection:
             return [(a, b) for a, b in connection.execute(query)]
 
-    def num_ratings(self) -> dict[str, int]:
-        """Marks of every clip that has any."""
-        query = select(ratings.c.clip, func.count()).group_by(ratings.c.clip)
+    def raters_of_clips(self) -> dict[str, set[str]]:
+        """Who marked each clip that has any marks."""
+        found: dict[str, set[str]] = {}
         with self._reads() as connection:
-            return {clip: count for clip, count in connection.execute(query)}
-
-    def rated_by(self, rater: str) -> set[str]:
-        """Clips that a rater has marked."""
-        with self._reads() as connection:
-            return set(connection.scalars(select(ratings.c.clip).where(ratings.c.rater == rater)))
+            for clip, rater in connection.execute(select(ratings.c.clip, ratings.c.rater)):
+                found.setdefault(clip, set()).add(rater)
+        return found
 
     def num_answers(self, rater: str | None = None) -> int:
         """Choices and marks of a rater (none: of all)."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,9 +15,10 @@ import soundfile
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from cluster.cli import main
 from musicrl.preference.database import READS
 from musicrl.preference.players import OnePlayer, Player
-from musicrl.preference.pool import load_worker
+from musicrl.preference.pool import load_worker, read_pool
 from musicrl.preference.server import PAGE, Rules, clean, make_app
 from musicrl.preference.session import COOKIE, Sessions
 from musicrl.preference.shield import HEADERS, MOST_BYTES
@@ -208,24 +211,72 @@ def test_a_pool_plays_only_its_own_texts(serve: Serve) -> None:
     assert "choose one of the suggested texts" in answer.json()["error"]
 
 
-def test_marks_are_gathered_until_every_clip_has_three(serve: Serve, clock: Clock) -> None:
-    new_browser = serve(mode="rating", raters_per_clip=3)
-    kept = 0
-    for _ in range(4):
+def mark_one(browser: TestClient, number: int, clock: Clock, score: int = 4) -> str | None:
+    """Hear what is offered and mark it; its text, None when nothing is left."""
+    offer = offered(browser, f"request-{number}")
+    if "finished" in offer:
+        return None
+    assert list(offer["clips"]) == ["a"]
+    assert rate(browser, offer, score).status_code == 409
+    hear(browser, offer, clock)
+    assert rate(browser, offer, score).json()["new"] is True
+    assert rate(browser, offer, score).json()["new"] is False
+    assert rate(browser, offer, score % 5 + 1).status_code == 409
+    return str(offer["prompt"])
+
+
+def test_marks_are_gathered_until_three_raters_heard_all_of_a_text(
+    serve: Serve, clock: Clock, database: Store
+) -> None:
+    """A pool of three texts, each played by four policies."""
+    new_browser = serve(mode="rating", raters_per_pair=3)
+    passers_by = [new_browser() for _ in range(3)]
+    assert all(mark_one(browser, 0, clock) for browser in passers_by)
+    for _ in range(3):
+        browser = new_browser()
+        texts = [mark_one(browser, number, clock) for number in range(13)]
+        assert texts[-1] is None
+        assert texts[0:12:4] == texts[3:12:4]  # four in a row are of one text
+    assert len(set(texts[:-1])) == 3
+    assert "finished" in offered(new_browser(), "request-0")
+    marked = database.raters_of_clips()
+    assert sum(map(len, marked.values())) == 3 * 12 + 3
+    texts = [mark_one(passers_by[0], number, clock) for number in range(1, 5)]
+    assert texts[2:] == [texts[0], None]  # what was begun may be ended, and no more
+
+
+def test_marks_of_the_page_become_win_rates(
+    tmp_path: Path, database: Store, serve: Serve, clock: Clock
+) -> None:
+    """Three raters of six texts: policy 1 is marked higher in four, alike in one, lower in one."""
+    pool = write_tones(tmp_path / "pool", prompts=6, clips=2)
+    marks = {"policy-0@0f": [3, 3, 3, 3, 3, 4], "policy-1@0f": [4, 4, 4, 4, 3, 3]}
+    new_browser = serve(PoolSource(pool, database), mode="rating")
+    policies = {clip.wav: clip.clip.policy for clip in read_pool(pool)}
+    for _ in range(3):
         browser = new_browser()
         for number in range(12):
             offer = offered(browser, f"request-{number}")
-            if "finished" in offer:
-                break
-            assert list(offer["clips"]) == ["a"]
-            assert rate(browser, offer, 3).status_code == 409
+            wav = browser.get(offer["clips"]["a"]["url"]).content
+            (policy,) = {p for w, p in policies.items() if (pool / w).read_bytes() == wav}
             hear(browser, offer, clock)
-            assert rate(browser, offer, 4).json()["new"] is True
-            assert rate(browser, offer, 4).json()["new"] is False
-            assert rate(browser, offer, 5).status_code == 409
-            kept += 1
-    assert kept == 3 * 12
-    assert "finished" in offered(new_browser(), "request-0")
+            score = marks[policy][int(offer["prompt"].split()[-1])]
+            assert rate(browser, offer, score).json()["new"] is True
+        assert "finished" in offered(browser, "request-end")
+    table, found = tmp_path / "ratings.parquet", tmp_path / "winrate.json"
+    flags = ["--database", str(tmp_path / "served.db"), "--out", str(table)]
+    assert main(["prefs", "export", "--what", "ratings", *flags]) == 0
+    assert main(["prefs", "winrate", str(table), "--json", str(found)]) == 0
+    report = json.loads(found.read_text())
+    (pair,) = report["pairs"]
+    assert (pair["a"], pair["b"], pair["rater"]) == ("policy-0@0f", "policy-1@0f", "people")
+    assert (pair["wins"], pair["ties"], pair["losses"], pair["win_rate"]) == (3, 3, 12, 0.2)
+    # Signed ranks of five equal differences: 3 for, 12 against; mean 7.5, variance 5 x 3^2 / 4.
+    assert pair["p_value"] == pytest.approx(math.erfc(4.5 / math.sqrt(45 / 4) / math.sqrt(2)))
+    assert {p: mos["mean"] for p, mos in report["mos"]["people"].items()} == {
+        "policy-0@0f": pytest.approx(19 / 6),
+        "policy-1@0f": pytest.approx(22 / 6),
+    }
 
 
 HOSTILE = {

@@ -133,8 +133,7 @@ def test_a_mark_is_kept_once_for_a_rater_and_a_clip(store: Store) -> None:
         assert not store.rate(rater="ann", token=offer.token, score=4)
         with pytest.raises(AlreadyAnswered, match="with 4"):
             store.rate(rater="ann", token=offer.token, score=5)
-    assert store.num_ratings() == {"clip-0-0": 1}
-    assert store.rated_by("ann") == {"clip-0-0"}
+    assert store.raters_of_clips() == {"clip-0-0": {"ann"}}
 
 
 def test_an_identifier_means_one_prompt(store: Store) -> None:
