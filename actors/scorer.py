@@ -6,6 +6,7 @@ Pure: a call may be repeated anywhere, and Ray may retry it. It knows no policy 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import ray
 import torch
@@ -14,9 +15,19 @@ from musicrl.config import TrainConfig
 from musicrl.device import role_device
 from musicrl.evaluation.heldout import ChunkScores, EvaluationChunk
 from musicrl.rollout import Chunk
-from musicrl.scorer import Scorer
+from musicrl.scorer import Scorer, mean_advantage
 from musicrl.types import Clips, RewardBatch
 from musicrl.worlds import judges_of_world, load_world
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreReport:
+    """What the controller reads of a chunk's rewards; these stay in the object store."""
+
+    seconds: float
+    """That they took."""
+    priority: float
+    """Of the chunk in the replay: its mean |advantage|."""
 
 
 class ScorerActor:
@@ -35,10 +46,12 @@ class ScorerActor:
         return os.getpid()
 
     @ray.method(num_returns=2)
-    def score(self, chunk: Chunk, clips: Clips) -> tuple[RewardBatch, float]:
-        """Rewards of a chunk's clips, and the seconds that they took."""
+    def score(self, chunk: Chunk, clips: Clips) -> tuple[RewardBatch, ScoreReport]:
+        """Rewards of a chunk's clips."""
         prompts = [prompt for prompt in chunk.prompts for _ in range(self.samples_per_prompt)]
-        return self.scorer.score(prompts, clips), self.scorer.seconds
+        rewards = self.scorer.score(prompts, clips)
+        priority = mean_advantage(rewards, self.samples_per_prompt)
+        return rewards, ScoreReport(seconds=self.scorer.seconds, priority=priority)
 
     def evaluate(self, chunk: EvaluationChunk, clips: Clips) -> ChunkScores:
         """Rewards, mismatched rewards and judges of held-out clips."""

@@ -7,11 +7,11 @@
                  │           └───────── weights, once per version ◄─────────────┤
                  └───────────────────── slots, once the weights are out ◄───────┘
 
-A slot is room for one prompt, and there are (max_lag + 1) x prompts_per_step of them. A chunk of
-prompts takes its slots before it is sampled and gives them back when the version trained on it has
-been published. With max_lag 0 the samplers therefore wait for the learner and the run equals
-`musicrl solo` bit for bit; with max_lag 1 they make the next step's chunks meanwhile. Nothing else
-in this file differs between the two.
+A slot is room for one prompt, and there are (max_lag + 1) x prompts_per_step of them (fewer where
+samples are reused; see `cluster.replay`). A chunk of prompts takes its slots before it is sampled and
+gives them back when the version trained on it has been published. With max_lag 0 the samplers
+therefore wait for the learner and the run equals `musicrl solo` bit for bit; with max_lag 1 they make
+the next step's chunks meanwhile. Nothing else in this file differs between the two.
 
 What fails is put right by `cluster.recovery`, and whatever was in flight when a learner died belongs
 to an older epoch and is ignored. Errors that are nobody's death end the run, and so does a task that
@@ -142,10 +142,13 @@ class Controller:
         """Start, or start again, at a version: nothing reserved, nothing in flight that counts."""
         self.epoch += 1
         self.version, self.weights = version, weights
-        self.next_step = version
+        self.next_round = version // self.config.replay.reuse
         self.replay = Replay(
             prompts_per_step=self.config.rollout.prompts_per_step,
             max_lag=self.config.cluster.max_lag,
+            config=self.config.replay,
+            seed=self.config.seed,
+            first_step=version,
         )
         self.unsampled: deque[Chunk] = deque()
         self.unscored: deque[Sampled] = deque()
@@ -156,16 +159,26 @@ class Controller:
     # What is sent out, in the order in which data flows.
 
     def reserve(self) -> None:
-        """Draw the prompts of the next steps, as far as there are slots for them."""
+        """Draw the prompts of the next rounds, as far as there are slots for them."""
         rollout = self.config.rollout
-        while self.next_step < self.config.iterations and self.replay.has_room(
-            rollout.prompts_per_step
-        ):
-            prompts = draw(self.prompts, self.config.seed, self.next_step, rollout.prompts_per_step)
-            for chunk in chunks_of(self.next_step, prompts, size=rollout.prompts_per_chunk):
+        while self.replay.has_room(rollout.prompts_per_step) and self.needs_more:
+            prompts = draw(
+                self.prompts, self.config.seed, self.next_round, rollout.prompts_per_step
+            )
+            for chunk in chunks_of(self.next_round, prompts, size=rollout.prompts_per_chunk):
                 self.replay.reserve(chunk)
                 self.unsampled.extend(self.recovery.without_quarantined(chunk))
-            self.next_step += 1
+            self.next_round += 1
+
+    @property
+    def needs_more(self) -> bool:
+        """Whether the steps to come need another round. Where samples are drawn, a use that one lost
+        to its age is made good."""
+        if self.next_round * self.config.replay.reuse < self.config.iterations:
+            return True
+        steps_left = self.config.iterations - self.version
+        is_short = self.replay.num_uses_left < steps_left * self.config.rollout.prompts_per_step
+        return is_short and not self.replay.is_fifo
 
     def listen(self) -> None:
         """Have the fixed prompts played with the weights of the steps at which that is due."""
@@ -199,15 +212,15 @@ class Controller:
         """Give the oldest sampled chunks to idle scorers."""
         while self.unscored and self.fleet.scorers.is_idle:
             sampled, peer = self.unscored.popleft(), self.fleet.scorers.take()
-            rewards, seconds = peer.actor.score.remote(sampled.chunk, sampled.clips)
-            self.send(seconds, "score", peer, f"scoring {sampled.chunk}", sampled, (rewards,))
+            rewards, report = peer.actor.score.remote(sampled.chunk, sampled.clips)
+            self.send(report, "score", peer, f"scoring {sampled.chunk}", sampled, (rewards,))
 
     def learn(self) -> None:
         """Give the learner its next step, once all of its chunks are there."""
         if self.pending.count("learn"):
             return
         self.unsampled.extendleft(reversed(self.replay.evict(self.version)))
-        entries = self.replay.take(self.version, self.version)
+        entries = self.replay.take(self.version)
         if not entries:
             return
         peer, pairs = self.fleet.learner, [(entry.rollouts, entry.rewards) for entry in entries]
@@ -274,7 +287,8 @@ class Controller:
                     rewards=task.outputs[0],
                     version=sampled.report.version,
                     num_bytes=sampled.report.num_bytes,
-                    seconds={**sampled.report.seconds, "score": result},
+                    seconds={**sampled.report.seconds, "score": result.seconds},
+                    priority=result.priority,
                 )
             )
 

@@ -74,7 +74,7 @@ class Recovery:
         if lost.fault is Fault.PEER:
             return self.revive_learner(lost)
         step = self.loop.version
-        chunks = self.loop.replay.remake(step)
+        chunks = self.loop.replay.remake()
         self.loop.unsampled.extendleft(reversed(chunks))
         self.lost_rollouts += len(chunks)
         self.count_failure(f"training step {step}", lost)

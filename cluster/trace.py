@@ -100,7 +100,7 @@ def to_span(task: Task, result: Result, *, sent: float, start: float, end: float
 def phases_of(kind: str, result: Any) -> Mapping[str, float]:
     """Seconds that an actor reported, first things first."""
     if kind == "score":
-        return {"score": result}
+        return {"score": result.seconds}
     if kind in ("sample", "listen"):
         return {name: result.seconds[name] for name in ("publish", "sample", "decode")}
     return dict(result.seconds) if kind == "learn" else {}

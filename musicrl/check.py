@@ -16,6 +16,7 @@ def check_settings(
     update: UpdateConfig,
     samples_per_prompt: int,
     max_lag: int,
+    reuse: int,
 ) -> None:
     """Refuse settings of a run that contradict each other or that nothing would read.
 
@@ -31,6 +32,9 @@ def check_settings(
         "max_lag 0: every ratio is 1": algorithm.importance_cap is not None and is_on_policy,
         "update.epochs or update.minibatches above 1 need algorithm.name 'ppo' or "
         "algorithm.importance_cap": update.num_steps > 1 and is_plain,
+        "replay.reuse above 1 needs algorithm.name 'ppo' or algorithm.importance_cap": (
+            reuse > 1 and is_plain
+        ),
         "algorithm.baseline 'group_mean' needs samples_per_prompt of 2 or more": (
             algorithm.baseline == "group_mean" and samples_per_prompt < 2
         ),

@@ -128,6 +128,36 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """What the learner does with rollouts that wait for it, where `cluster.max_lag` lets some wait.
+    `solo` never reads this. None of it is in the paper, which is on-policy."""
+
+    order: Literal["fifo", "uniform", "prioritised"] = "fifo"
+    """fifo: step after step, each on the prompts drawn for it. uniform: any samples that wait.
+    prioritised: those of large |advantage| more often (Schaul et al. 2016, without its weights, so
+    that the gradient leans to them). What would else turn too old unused comes first."""
+    reuse: int = 1
+    """Training steps that train on the same sample, at most; needs a max_lag of one less, and an
+    off-policy correction to be worth it."""
+    priority_exponent: float = 0.6
+    """0 is uniform, 1 in proportion to the advantage."""
+    max_mb: float | None = None
+    """Rollouts that may wait, MB: sampling waits beyond it (none: as many as there are slots)."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, 1, "reuse")
+        _check_least(self, 0, "priority_exponent")
+        if self.order not in ("fifo", "uniform", "prioritised"):
+            raise ValueError(f"replay.order {self.order!r} is none of fifo, uniform, prioritised")
+        if self.max_mb is not None and not self.max_mb > 0:
+            raise ValueError(f"replay.max_mb must be above 0, got {self.max_mb}")
+
+    @property
+    def max_bytes(self) -> float | None:
+        return None if self.max_mb is None else self.max_mb * 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """The held-out measurement before and after training."""
 
@@ -175,6 +205,7 @@ class TrainConfig:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
 
@@ -186,7 +217,18 @@ class TrainConfig:
             update=self.update,
             samples_per_prompt=self.rollout.samples_per_prompt,
             max_lag=self.cluster.max_lag,
+            reuse=self.replay.reuse,
         )
+        lag, replay = self.cluster.max_lag, self.replay
+        if replay.reuse > lag + 1:
+            raise ValueError(
+                f"replay.reuse {replay.reuse} needs cluster.max_lag {replay.reuse - 1}: a sample is "
+                "a version older with every use"
+            )
+        if replay.order != "fifo" and not lag:
+            raise ValueError(
+                f"replay.order {replay.order!r} has no choice with cluster.max_lag 0: nothing waits"
+            )
         if self.model.lora.rank and (self.update.parts or self.update.muon_learning_rate):
             raise ValueError(
                 "model.lora.rank above 0 leaves nothing to update.parts and "

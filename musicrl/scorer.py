@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from musicrl.evaluation.heldout import ChunkScores, EvaluationChunk, score_chunk
@@ -43,3 +44,15 @@ class Scorer:
 
     def evaluate(self, chunk: EvaluationChunk, clips: Clips) -> ChunkScores:
         return score_chunk(chunk, clips, self.mix, self.judges)
+
+
+def mean_advantage(rewards: RewardBatch, samples_per_prompt: int) -> float:
+    """Mean |r - mean of the prompt's other samples| over the valid samples of a chunk (adjacent
+    samples are of one prompt): what prioritised replay goes by, since a scorer knows no value
+    network (this project's choice). A sample without others, and a chunk without any, gives 0."""
+    total = np.where(rewards.valid, rewards.total, 0.0).reshape(-1, samples_per_prompt)
+    valid = rewards.valid.reshape(total.shape)
+    others = valid.sum(1, keepdims=True) - 1
+    mean = (total.sum(1, keepdims=True) - total) / np.maximum(others, 1)
+    advantages = np.abs(total - mean)[valid & (others > 0)]
+    return float(advantages.mean()) if len(advantages) else 0.0

@@ -115,11 +115,21 @@ class PolicyUpdate:
     def _train(self, batch: Batch, *, is_current: bool) -> dict[str, float]:
         """`is_current`: all samples are of the weights that this update starts from."""
         if self.algorithm.needs_reference_tokens:
-            batch = replace(batch, reference_logprobs=self._reference_tokens(batch))
+            batch = replace(batch, reference_logprobs=self._token_logprobs(self._reference, batch))
         is_held = self.version < self.config.value_warmup_steps
         rates = {name: 0.0 if is_held else r for name, r in self._optimizer.rates.items()}
         step = _Step(is_held=is_held, rates=rates)
         returns = self.algorithm.returns(batch)
+        is_first = self._value is not None and self._value_offset is None
+        if is_first and returns.mean().isfinite():
+            self._value_offset = float(returns.mean())
+        if self.algorithm.needs_current:
+            batch = replace(
+                batch,
+                current_logprobs=self._token_logprobs(self.policy, batch),
+                values=self._values_now(batch),
+            )
+            returns = self.algorithm.returns(batch)
         values = self._values(batch, returns, step)
         advantages = self.algorithm.advantages(batch, returns, values)
         for rows in self._minibatches(batch.num_samples):
@@ -140,14 +150,15 @@ class PolicyUpdate:
         which saves a forward pass."""
         if self._value is None:
             return None
-        if self._value_offset is None and returns.mean().isfinite():
-            self._value_offset = float(returns.mean())
-        rows = torch.arange(batch.num_samples)
         if self.config.num_steps == 1:
-            return self._value_step(batch, returns, rows, step)
-        with torch.no_grad():
-            parts = [self._predict(batch, i) for i in self._microbatches(rows)]
-            return self.ranks.join(parts, returns)
+            return self._value_step(batch, returns, torch.arange(batch.num_samples), step)
+        return self._values_now(batch)
+
+    @torch.no_grad()
+    def _values_now(self, batch: Batch) -> Tensor:
+        rows = torch.arange(batch.num_samples)
+        parts = [self._predict(batch, i) for i in self._microbatches(rows)]
+        return self.ranks.join(parts, batch.behaviour_logprobs)
 
     def _predict(self, batch: Batch, rows: Tensor) -> Tensor:
         """Values of some samples: the network's output, which starts at 0, and the offset."""
@@ -224,10 +235,13 @@ class PolicyUpdate:
         is_on = self.config.precision == "bfloat16"
         return torch.autocast(device, torch.bfloat16, enabled=is_on)
 
-    def _reference_tokens(self, batch: Batch) -> Tensor:
+    @torch.no_grad()
+    def _token_logprobs(self, policy: nn.Module | None, batch: Batch) -> Tensor:
+        """Log-probability [B, S, K] of every token, nats."""
+        assert policy is not None
         parts = [batch.rows(i) for i in self._microbatches(torch.arange(batch.num_samples))]
         found = [
-            token_logprobs(logprobs=self._reference_logprobs(part), tokens=part.tokens)
+            token_logprobs(logprobs=self._logprobs(policy, part), tokens=part.tokens)
             for part in parts
         ]
         return self.ranks.join(found, batch.behaviour_logprobs)

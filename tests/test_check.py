@@ -20,12 +20,14 @@ def check(
     *,
     samples_per_prompt: int = 4,
     max_lag: int = 0,
+    reuse: int = 1,
 ) -> None:
     check_settings(
         algorithm=algorithm or AlgorithmConfig(),
         update=update or UpdateConfig(),
         samples_per_prompt=samples_per_prompt,
         max_lag=max_lag,
+        reuse=reuse,
     )
 
 
@@ -54,6 +56,12 @@ def test_a_cap_that_never_acts_is_refused() -> None:
 def test_several_steps_on_the_same_samples_need_a_correction() -> None:
     with pytest.raises(ValueError, match=r"need algorithm\.name 'ppo'"):
         check(update=UpdateConfig(epochs=2))
+
+
+def test_reused_samples_need_a_correction() -> None:
+    check(CAPPED, max_lag=1, reuse=2)
+    with pytest.raises(ValueError, match=r"replay\.reuse above 1 needs algorithm\.name 'ppo'"):
+        check(max_lag=1, reuse=2)
 
 
 def test_a_group_of_one_has_no_baseline() -> None:

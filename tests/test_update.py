@@ -355,6 +355,32 @@ def test_importance_weights_are_those_of_the_stale_sampler() -> None:
     assert update.step([drawn])["policy/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
+TRACED = AlgorithmConfig(alpha=0.01, importance_cap=1.0, trace_cap=1.0)
+
+
+def test_vtrace_on_the_policys_own_samples_is_the_plain_update() -> None:
+    plain, traced = (
+        new_update(AlgorithmConfig(alpha=0.01, importance_cap=1.0, trace_cap=cap))
+        for cap in (None, 1.0)
+    )
+    for update in (plain, traced):
+        train(update, 3)
+    theirs = dict(plain.policy.named_parameters())
+    for name, parameter in traced.policy.named_parameters():
+        torch.testing.assert_close(parameter, theirs[name], rtol=0, atol=1e-5)
+
+
+def test_vtrace_learns_from_the_samples_of_another_policy() -> None:
+    """The same 64 stale clips again and again: what they show to pay becomes likely."""
+    drawn = sample(small_policy(1), num_samples=64)
+    update = new_update(TRACED, config=UpdateConfig(learning_rate=3e-3, epochs=2))
+    before = sample(policy_of(update), seed=5, num_samples=64).rewards.total.mean()
+    for _ in range(12):
+        update.step([drawn])
+    after = sample(policy_of(update), seed=5, num_samples=64).rewards.total.mean()
+    assert after > before + 0.1
+
+
 @pytest.mark.parametrize(
     "sampling",
     [

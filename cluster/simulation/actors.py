@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.sampler import SampleReport
+from actors.scorer import ScoreReport
 from cluster.simulation.costs import Costs
 from cluster.simulation.store import Reference
 from cluster.simulation.timeline import Lane, Timeline
@@ -21,6 +22,8 @@ from musicrl.learner import StepReport
 Answer = Callable[[], tuple[Any, ...]]
 BYTES_PER_SAMPLE = 2048
 """Of rollouts: what the replay counts, and no more."""
+
+SCORED = ScoreReport(seconds=0.0, priority=1.0)
 
 
 class Remote:
@@ -121,7 +124,9 @@ class SimulatedSampler(SimulatedActor):
 class SimulatedScorer(SimulatedActor):
     def __init__(self, timeline: Timeline, seat: Seat, costs: Costs, seed: int) -> None:
         super().__init__(timeline, seat, costs, seed)
-        self.score = Remote(self, lambda *_: self.draw(self.costs.score), lambda *_: (None, 0.0), 2)
+        self.score = Remote(
+            self, lambda *_: self.draw(self.costs.score), lambda *_: (None, SCORED), 2
+        )
 
 
 class SimulatedLearner(SimulatedActor):

@@ -31,6 +31,11 @@ class Batch:
     reference_logprobs: Tensor | None = None
     """float32 [B, S, K], nats: of the tokens under the frozen reference, where the algorithm
     `needs_reference_tokens`."""
+    current_logprobs: Tensor | None = None
+    """float32 [B, S, K], nats: of the tokens under the policy before the update, where the algorithm
+    `needs_current`; so are `values`."""
+    values: Tensor | None = None
+    """float32 [B, S, K]: of the value network before the update."""
 
     @property
     def num_samples(self) -> int:
@@ -38,15 +43,20 @@ class Batch:
 
     def rows(self, index: Tensor) -> Batch:
         """The samples of `index`, int64 [b]."""
-        reference, kept = self.reference_logprobs, self.kept
+
+        def part(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index]
+
         return Batch(
             conditions=self.conditions[index],
             tokens=self.tokens[index],
             behaviour_logprobs=self.behaviour_logprobs[index],
             rewards=self.rewards[index],
             group=self.group[index],
-            kept=None if kept is None else kept[index],
-            reference_logprobs=None if reference is None else reference[index],
+            kept=part(self.kept),
+            reference_logprobs=part(self.reference_logprobs),
+            current_logprobs=part(self.current_logprobs),
+            values=part(self.values),
         )
 
 
@@ -84,8 +94,14 @@ class Algorithm(Protocol):
         """Whether `loss` reads the full log-distributions of the reference."""
         ...
 
+    @property
+    def needs_current(self) -> bool:
+        """Whether `returns` reads what the networks say of the samples before the update."""
+        ...
+
     def returns(self, batch: Batch) -> Tensor:
-        """Return of the state before each token, float32 [B, S, K]."""
+        """Return of the state before each token, float32 [B, S, K]: what the value network is to
+        learn."""
         ...
 
     def advantages(self, batch: Batch, returns: Tensor, values: Tensor | None) -> Tensor:

@@ -41,6 +41,11 @@ class AlgorithmConfig:
     importance_cap: float | None = None
     """REINFORCE on stale samples: weight each token by its importance ratio, at most this (none:
     no weights; the paper is on-policy). Ours."""
+    trace_cap: float | None = None
+    """V-trace on stale samples (Espeholt et al. 2018): the value network's targets and the
+    advantages are put together from its own values, a token at a time, as far as the samples are
+    still likely; weights are at most this (their c; `importance_cap` is their rho). None: returns
+    are those of the samples. Ours."""
 
     def __post_init__(self) -> None:
         for is_refused, reason in self._contradictions():
@@ -50,6 +55,7 @@ class AlgorithmConfig:
     def _contradictions(self) -> list[tuple[bool, str]]:
         is_ppo, in_reward = self.name == "ppo", self.kl_in == "reward"
         clip, cap, target = self.clip_ratio, self.importance_cap, self.kl_target
+        trace = self.trace_cap
         return [
             (self.name not in ("reinforce", "ppo"), f"name {self.name!r} is unknown"),
             (not 0 <= self.alpha < 1, f"alpha must be in [0, 1), got {self.alpha}"),
@@ -78,4 +84,12 @@ class AlgorithmConfig:
                 "importance_cap is read only with name 'reinforce'; ppo clips by clip_ratio",
             ),
             (cap is not None and not cap >= 1, f"importance_cap must be 1 or more, got {cap}"),
+            (
+                trace is not None and self.baseline != "value",
+                f"trace_cap needs baseline 'value', not {self.baseline!r}",
+            ),
+            (
+                trace is not None and (cap is None or not 0 < trace <= cap),
+                f"trace_cap must be above 0 and at most importance_cap, got {trace} and {cap}",
+            ),
         ]

@@ -24,6 +24,9 @@ REFUSED = [
     ({"name": "ppo", "clip_ratio": 1.5}, "clip_ratio"),
     ({"name": "ppo", "clip_ratio": 0.2, "importance_cap": 2.0}, "importance_cap"),
     ({"importance_cap": 0.5}, "importance_cap"),
+    ({"trace_cap": 1.0}, "at most importance_cap, got 1.0 and None"),
+    ({"trace_cap": 2.0, "importance_cap": 1.0}, "at most importance_cap, got 2.0 and 1.0"),
+    ({"trace_cap": 1.0, "importance_cap": 1.0, "baseline": "none"}, "needs baseline 'value'"),
 ]
 
 

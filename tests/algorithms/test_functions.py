@@ -114,6 +114,42 @@ def test_k3_in_the_loss_has_the_gradient_of_the_reverse_kl() -> None:
     assert gradient_in_expectation("k3") == pytest.approx(exact.flatten().tolist())
 
 
+def test_vtrace_is_the_sum_of_its_definition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(2, 3, 4, 2, generator=generator, dtype=torch.float64)
+    ratio = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64).exp()
+    targets, advantages = f.vtrace(
+        rewards=rewards, values=values, ratio=ratio, cap=1.5, trace_cap=1.0
+    )
+    for b in range(3):
+        r, v, w = (x[b].flatten().tolist() for x in (rewards, values, ratio))
+        v.append(0.0)
+        expected = []
+        for t in range(8):
+            target = v[t]
+            for i in range(t, 8):
+                carried = math.prod(min(1.0, c) for c in w[t:i])
+                target += carried * min(1.5, w[i]) * (r[i] + v[i + 1] - v[i])
+            expected.append(target)
+        assert targets[b].flatten().tolist() == pytest.approx(expected)
+        later = [*expected[1:], 0.0]
+        gains = [r[t] + later[t] - v[t] for t in range(8)]
+        assert advantages[b].flatten().tolist() == pytest.approx(gains)
+
+
+def test_vtrace_of_the_policys_own_samples_is_the_return_less_the_value() -> None:
+    values = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    rewards = torch.zeros_like(values)
+    rewards[:, -1, -1] = torch.tensor([1.0, -2.0])
+    ones = torch.ones_like(values)
+    targets, advantages = f.vtrace(
+        rewards=rewards, values=values, ratio=ones, cap=1.0, trace_cap=1.0
+    )
+    returns = torch.tensor([1.0, -2.0])[:, None, None].expand_as(values)
+    assert targets == pytest.approx(returns, abs=1e-6)
+    assert advantages == pytest.approx(returns - values, abs=1e-6)
+
+
 def test_group_mean_is_that_of_the_other_samples() -> None:
     returns = torch.tensor([1.0, 10.0, 2.0, 6.0, 7.0])
     baseline = f.group_mean_baseline(returns=returns, group=torch.tensor([3, 8, 3, 3, 5]))

@@ -6,6 +6,7 @@ import gc
 import itertools
 import random
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,18 @@ from ray import exceptions
 
 from actors.pool import Peer, Pool
 from actors.sampler import SampleReport
+from actors.scorer import ScoreReport
 from cluster.controller import Controller
 from cluster.fleet import Fleet
 from cluster.supervise import Pending
-from musicrl.config import ClusterConfig, EvaluationConfig, RolloutConfig, TrainConfig
+from musicrl.algorithms.config import AlgorithmConfig
+from musicrl.config import (
+    ClusterConfig,
+    EvaluationConfig,
+    ReplayConfig,
+    RolloutConfig,
+    TrainConfig,
+)
 from musicrl.evaluation.heldout import EvaluationChunk
 from musicrl.guards import GuardConfig, Watch
 from musicrl.journal import Iteration, Journal
@@ -142,7 +151,7 @@ class FakeScorer(Actor):
     def _score(self, chunk: Chunk, clips: Reference) -> tuple[Any, ...]:
         self.fail("score")
         assert self.store.get(clips, timeout=1) == f"clips {chunk}"
-        return f"rewards {chunk}", 0.25
+        return f"rewards {chunk}", ScoreReport(seconds=0.25, priority=1.0)
 
 
 class FakeLearner(Actor):
@@ -250,6 +259,7 @@ class Rig:
         guards: GuardConfig | None = None,
         max_quarantined: int = 8,
         faults: dict[str, list[Exception]] | None = None,
+        replay: ReplayConfig | None = None,
     ) -> None:
         self.config = TrainConfig(
             iterations=iterations,
@@ -258,6 +268,8 @@ class Rig:
             cluster=ClusterConfig(max_lag=max_lag, max_quarantined=max_quarantined),
             evaluation=EvaluationConfig(every=every),
             guards=guards or GuardConfig(),
+            replay=replay or ReplayConfig(),
+            algorithm=AlgorithmConfig(importance_cap=2.0 if max_lag else None),
         )
         store = Store(seed)
         self.fleet = FakeFleet(store, faults or {}, samplers=samplers, scorers=scorers)
@@ -348,6 +360,49 @@ def test_deaths_of_samplers_and_scorers_change_nothing_that_is_trained(
     assert rig.train() == 4
     rig.check_training()
     assert sum(i.lost_rollouts for i in rig.journal.iterations) == deaths + (losses > 1)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    order=st.sampled_from(["fifo", "uniform", "prioritised"]),
+    reuse=st.integers(1, 3),
+    spare=st.integers(0, 3),
+    deaths=st.integers(0, 2),
+)
+def test_samples_are_reused_within_their_lag_and_no_more_often_than_allowed(
+    seed: int, order: Any, reuse: int, spare: int, deaths: int
+) -> None:
+    max_lag = max(reuse - 1 + spare, 1)
+    rig = Rig(
+        seed=seed,
+        max_lag=max_lag,
+        iterations=9,
+        samplers=3,
+        scorers=2,
+        replay=ReplayConfig(order=order, reuse=reuse),
+        faults={"generate": [DIED] * deaths},
+    )
+    assert rig.train() == 9
+    (learner,) = rig.fleet.learners
+    assert [sum(len(c.prompts) for c, _ in step) for step in learner.trained] == [6] * 9
+    assert all(0 <= lag <= max_lag for lag in rig.lags)
+    uses = Counter(made for step in learner.trained for made in step)
+    assert max(uses.values()) <= reuse
+    if order == "fifo":
+        rounds = [{chunk.step for chunk, _ in step} for step in learner.trained]
+        assert rounds == [{step // reuse} for step in range(9)]
+
+
+def test_a_learner_that_starts_within_a_round_uses_the_rest_of_it() -> None:
+    """The first dies at once; its heir restores version 4, after the first of three uses of round
+    1."""
+    rig = Rig(
+        max_lag=2, iterations=6, replay=ReplayConfig(reuse=3), faults={"step": [DIED]}, samplers=1
+    )
+    rig.fleet.saved.append(4)
+    assert rig.train() == 6
+    trained = rig.fleet.learners[-1].trained
+    assert [{chunk.step for chunk, _ in step} for step in trained] == [{1}, {1}]
 
 
 def test_rollouts_whose_bytes_are_gone_are_made_again() -> None:

@@ -146,10 +146,21 @@ def test_a_run_begun_alone_is_continued_on_ray(
     assert summary["evaluation"] == reference["evaluation"]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {
+            "replay": {"order": "prioritised", "reuse": 2},
+            "algorithm": {"importance_cap": 2.0, "trace_cap": 1.0},
+        },
+    ],
+    ids=["fifo", "reuse with V-trace"],
+)
 def test_max_lag_1_trains_on_samples_of_the_version_before_and_none_older(
-    configure: Configure,
+    configure: Configure, settings: dict[str, Any]
 ) -> None:
-    config = configure(iterations=STEPS, cluster={"max_lag": 1})
+    config = configure(iterations=STEPS, cluster={"max_lag": 1}, **settings)
     summary = train(config)
     lags = {int(lag): count for lag, count in summary["lag_histogram"].items()}
     assert sum(lags.values()) == 8 * STEPS
