@@ -176,9 +176,9 @@ class Controller:
         to its age is made good."""
         if self.next_round * self.config.replay.reuse < self.config.iterations:
             return True
-        steps_left = self.config.iterations - self.version
-        is_short = self.replay.num_uses_left < steps_left * self.config.rollout.prompts_per_step
-        return is_short and not self.replay.is_fifo
+        if self.replay.is_fifo:
+            return False
+        return not self.replay.is_enough_for(self.config.iterations - self.version)
 
     def listen(self) -> None:
         """Have the fixed prompts played with the weights of the steps at which that is due."""

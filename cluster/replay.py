@@ -74,7 +74,12 @@ class Replay:
         self.config = config or ReplayConfig()
         self.prompts_per_step = prompts_per_step
         self.max_lag = max_lag
-        self.capacity = (max_lag + 1) // self.config.reuse * prompts_per_step
+        num_rounds = (max_lag + 1) // self.config.reuse
+        if not self.is_fifo:
+            num_rounds = max(
+                num_rounds, 2
+            )  # what is left of one is no step, and must not block one
+        self.capacity = num_rounds * prompts_per_step
         self.num_slots_used = 0
         self._seed, self._first_step = seed, first_step
         self._reserved: dict[Key, Chunk] = {}
@@ -99,11 +104,13 @@ class Replay:
         """Bytes of rollouts that the held references keep alive."""
         return sum(entry.num_bytes for entry in self._entries())
 
-    @property
-    def num_uses_left(self) -> int:
-        """Prompts that the held chunks can still give to steps, the current one included."""
+    def is_enough_for(self, num_steps: int) -> bool:
+        """Whether the held chunks can give prompts to so many more steps, the current one
+        included: each step takes a chunk once."""
         chunks = [*self._reserved.values(), *(entry.chunk for entry in self._entries())]
-        return sum(len(c.prompts) * (self.config.reuse - self._uses[c.key]) for c in chunks)
+        uses = sum(len(c.prompts) * (self.config.reuse - self._uses[c.key]) for c in chunks)
+        least = min(num_steps, 1) * self.prompts_per_step
+        return self.num_slots_used >= least and uses >= num_steps * self.prompts_per_step
 
     def has_room(self, num_prompts: int) -> bool:
         """Whether the slots, and the bytes that are to be expected, allow so many more prompts. What

@@ -197,9 +197,12 @@ def test_a_use_lost_to_age_frees_its_slots() -> None:
     replay = filled(ReplayConfig(order="uniform", reuse=3), rounds=1, max_lag=2)
     replay.take(0)
     replay.release(0)
-    assert (replay.num_slots_used, replay.num_uses_left) == (4, 8)
+    assert replay.num_slots_used == 4
+    assert replay.is_enough_for(2)
+    assert not replay.is_enough_for(3)
     assert replay.evict(3) == ()
-    assert (replay.num_slots_used, replay.num_uses_left) == (0, 0)
+    assert replay.num_slots_used == 0
+    assert not replay.is_enough_for(1)
     replay.check_integrity()
 
 
