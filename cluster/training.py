@@ -31,6 +31,8 @@ from musicrl.worlds import judges_of_world, load_world
 
 def run_training(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the summary that it leaves in `<out>/summary.json`."""
+    if config.replay_from is not None:
+        raise ValueError("replay_from is for `musicrl solo`: it samples nothing to distribute")
     prompts, stream_names = preflight(config)
     Run.find(config)
     check_free(config.out)

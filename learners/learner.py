@@ -19,6 +19,7 @@ from ray import ObjectRef
 from ray.util import get_node_ip_address
 from torch._C._distributed_c10d import Store
 
+from musicrl.archive import FOLDER, Archive
 from musicrl.config import TrainConfig
 from musicrl.device import role_device
 from musicrl.evaluation.heldout import Divergence, EvaluationChunk
@@ -42,6 +43,7 @@ class LearnerActor:
         self.learner = Learner(world, config, device=device)
         self.followers: Sequence[Any] = ()
         self._store: Store | None = None
+        self._archive = Archive(config.out / FOLDER) if config.archive_rollouts else None
         self._fetched: tuple[int, list[Experience]] | None = None
 
     def ping(self) -> int:
@@ -100,6 +102,8 @@ class LearnerActor:
             ray.get(following, timeout=self._timeout)  # raises what became of the one that is gone
             raise
         ray.get(following, timeout=self._timeout)
+        if self._archive is not None and self._fetched is not None:
+            self._archive.write(*self._fetched)
         return found
 
     def fetch(self, step: int, pairs: Sequence[Pair]) -> None:

@@ -17,12 +17,14 @@ def check_settings(
     samples_per_prompt: int,
     max_lag: int,
     reuse: int,
+    is_replayed: bool,
 ) -> None:
-    """Refuse settings of a run that contradict each other or that nothing would read.
+    """Refuse settings of a run that contradict each other or that nothing would read; samples that
+    are replayed may be of any policy.
 
     Raises ValueError, one sentence that names the fields.
     """
-    is_on_policy = update.num_steps == 1 and max_lag == 0
+    is_on_policy = update.num_steps == 1 and max_lag == 0 and not is_replayed
     has_value = algorithm.baseline == "value"
     is_plain = algorithm.name == "reinforce" and algorithm.importance_cap is None
     refused = {

@@ -194,6 +194,12 @@ class TrainConfig:
     checkpoint_url: str | None = None
     """Where checkpoints are copied to as well, and are resumed from where `out` lacks them: any URL
     that fsspec knows (s3://bucket/run with s3fs installed, gs:// with gcsfs, file:///shared/run)."""
+    archive_rollouts: bool = False
+    """Keep what every training step is trained on in `<out>/rollouts`, as Parquet (archive.py)."""
+    replay_from: Path | None = None
+    """Folder of such an archive: train on it, step after step, and sample nothing but evaluations
+    (`solo` alone). The settings of the run that made it give its weights again, bit for bit; under
+    others its samples are those of another policy."""
     resume: bool = False
     """Continue from the newest checkpoint in `out`, or at `checkpoint_url`."""
     trace: int = 0
@@ -218,6 +224,7 @@ class TrainConfig:
             samples_per_prompt=self.rollout.samples_per_prompt,
             max_lag=self.cluster.max_lag,
             reuse=self.replay.reuse,
+            is_replayed=self.replay_from is not None,
         )
         lag, replay = self.cluster.max_lag, self.replay
         if replay.reuse > lag + 1:

@@ -10,12 +10,13 @@ bit. It does not read the cluster's other settings.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from musicrl.archive import FOLDER, Archive
 from musicrl.config import TrainConfig
 from musicrl.device import role_device
 from musicrl.evaluation.heldout import EvaluationChunk, merge
@@ -42,6 +43,8 @@ def solo(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the summary that it leaves in `<out>/summary.json`."""
     if config.trace:
         raise ValueError(f"trace {config.trace}: there are no tasks to trace in one process")
+    if config.replay_from is not None:
+        Archive(config.replay_from).check(Run.find(config).first_step, config.iterations)
     with Run.start(config) as run:
         return _solo(config, run)
 
@@ -69,6 +72,8 @@ class Solo:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.prompts = training_prompts(config)
+        self.archive = Archive(config.out / FOLDER) if config.archive_rollouts else None
+        self.replayed = None if config.replay_from is None else Archive(config.replay_from)
         self.heldout = heldout_chunks(config)
         self.heard = listening_chunk(config)
         world, sampling_world = load_worlds(config)
@@ -132,6 +137,20 @@ class Solo:
     def iterate(self, step: int) -> Iteration:
         """One training step: draw, sample, score, learn, apply."""
         started = time.perf_counter()
+        if self.replayed is None:
+            experience, seconds = self.gather(step)
+        else:
+            experience, seconds = self.replayed.read(step), []
+        with threads(self.config.cluster.learner_threads):
+            report, weights = self.learner.step(step, experience)
+        if self.archive is not None:
+            self.archive.write(step, experience)
+        seconds += [report.seconds, {"publish": self.sampler.apply(weights)}]
+        wall = time.perf_counter() - started
+        return Iteration(report=report, seconds=add_up(seconds), wall_seconds=wall)
+
+    def gather(self, step: int) -> tuple[Sequence[Experience], list[Mapping[str, float]]]:
+        """Experience for a training step, and the seconds of each phase, chunk by chunk."""
         rollout = self.config.rollout
         prompts = draw(self.prompts, self.config.seed, step, rollout.prompts_per_step)
         experience, seconds = [], list[Mapping[str, float]]()
@@ -141,11 +160,7 @@ class Solo:
                 rewards = self.scorer.score(rollouts.prompts, clips)
             seconds += [self.sampler.seconds, {"score": self.scorer.seconds}]
             experience.append(Experience(rollouts=rollouts, rewards=rewards))
-        with threads(self.config.cluster.learner_threads):
-            report, weights = self.learner.step(step, experience)
-        seconds += [report.seconds, {"publish": self.sampler.apply(weights)}]
-        wall = time.perf_counter() - started
-        return Iteration(report=report, seconds=add_up(seconds), wall_seconds=wall)
+        return experience, seconds
 
     def sample(self, chunk: Chunk) -> tuple[Rollouts, Clips]:
         with threads(self.config.cluster.sampler_threads):

@@ -21,6 +21,7 @@ def check(
     samples_per_prompt: int = 4,
     max_lag: int = 0,
     reuse: int = 1,
+    is_replayed: bool = False,
 ) -> None:
     check_settings(
         algorithm=algorithm or AlgorithmConfig(),
@@ -28,6 +29,7 @@ def check(
         samples_per_prompt=samples_per_prompt,
         max_lag=max_lag,
         reuse=reuse,
+        is_replayed=is_replayed,
     )
 
 
@@ -38,6 +40,7 @@ def test_sound_settings_pass() -> None:
     check(PPO, UpdateConfig(minibatches=2))
     check(PPO, max_lag=1)
     check(CAPPED, max_lag=1)
+    check(CAPPED, is_replayed=True)
     check(CAPPED, UpdateConfig(epochs=2))
     check(GROUPS)
     check(update=UpdateConfig(value_learning_rate=1e-3, value_warmup_steps=5))

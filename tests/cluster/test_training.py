@@ -19,6 +19,7 @@ from cluster.fleet import Fleet
 from cluster.placement import Misfit, Plan, place
 from cluster.session import train
 from cluster.supervise import Pending
+from musicrl.archive import Archive
 from musicrl.config import TrainConfig
 from musicrl.rollout import RolloutWorker, chunks_of
 from musicrl.run import training_prompts
@@ -74,8 +75,12 @@ def kill(actor: Any) -> None:
 def test_three_samplers_and_two_scorers_give_what_one_process_gives(
     configure: Configure, reference: dict[str, Any]
 ) -> None:
-    config = configure(iterations=STEPS, trace=2, cluster={"num_samplers": 3, "num_scorers": 2})
+    cluster = {"num_samplers": 3, "num_scorers": 2}
+    config = configure(iterations=STEPS, trace=2, archive_rollouts=True, cluster=cluster)
     summary = train(config)
+    archived = Archive(config.out / "rollouts")
+    assert archived.steps() == list(range(STEPS))
+    assert sum(e.rollouts.num_samples for e in archived.read(STEPS - 1)) == 8
     trace = json.loads((config.out / "trace.json").read_text())["traceEvents"]
     rows = {event["args"]["name"] for event in trace if event["name"] == "thread_name"}
     assert rows >= {"learner", "sampler 0", "scorer 0"}
