@@ -5,9 +5,9 @@
          └ once the run trains on: how long that took; a dead driver is started with --resume,
            a dead node is replaced
 
-A run that went through this must end, with the steps of its last driver trained on all of their
-samples; at max_lag 0 its weights must be those of a run that nobody touched, bit for bit. Processes
-are found in /proc.
+A run that went through this must end, with every step trained on all of its samples and on no other
+(the archive of rollouts tells); at max_lag 0 its weights must be those of a run that nobody touched,
+bit for bit. Processes are found in /proc.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from cluster.chaos_run import POLL_SECONDS, ChaosRun, weights_digest
+from cluster.chaos_run import POLL_SECONDS, Account, ChaosRun, weights_digest
 from cluster.chaos_site import Site
 from musicrl.config import (
     ClusterConfig,
@@ -50,6 +50,7 @@ def _small() -> TrainConfig:
         tiny,
         iterations=30,
         checkpoint_every=1,
+        archive_rollouts=True,
         rollout=RolloutConfig(
             prompts_per_step=4, samples_per_prompt=2, prompts_per_chunk=1, clip_seconds=0.48
         ),
@@ -80,7 +81,8 @@ class ChaosConfig:
     """Between a recovery and the next kill (exponential)."""
     seed: int = 0
     train: TrainConfig = field(default_factory=_small)
-    """What is trained; `checkpoint_every` must be 1: progress is seen by checkpoints."""
+    """What is trained; `checkpoint_every` must be 1 and `archive_rollouts` set: they show progress and
+    samples."""
     json: Path | None = None
     """File that receives the figures."""
 
@@ -97,6 +99,8 @@ class ChaosConfig:
                 f"train.checkpoint_every must be 1, got {self.train.checkpoint_every}: progress is "
                 "seen by checkpoints"
             )
+        if not self.train.archive_rollouts:
+            raise ValueError("train.archive_rollouts must be set: samples are counted by it")
 
     def run_at(self, lag: int, out: Path) -> TrainConfig:
         cluster = replace(self.train.cluster, max_lag=lag)
@@ -123,9 +127,8 @@ class Outcome:
     max_lag: int
     kills: int
     finished: bool
-    is_complete: bool
-    """Whether the last driver trained every one of its steps on all samples; what drivers before it
-    did is not counted."""
+    account: Account | None
+    """Of its samples; None where it did not finish."""
     is_equal: bool | None
     """Whether its weights are those of the undisturbed run (None: with lag they need not be)."""
     complaint: str = ""
@@ -241,7 +244,7 @@ class Monkey:
             max_lag=lag,
             kills=kills,
             finished=run.has_finished,
-            is_complete=run.has_finished and run.is_complete,
+            account=run.account() if run.has_finished else None,
             is_equal=is_equal if lag == 0 else None,
             complaint="" if run.has_finished else run.last_words,
         )
@@ -274,7 +277,7 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
         "max_lag": outcome.max_lag,
         "kills": outcome.kills,
         "finished": outcome.finished,
-        "complete": outcome.is_complete,
+        "account": None if outcome.account is None else asdict(outcome.account),
         "equal": outcome.is_equal,
         "complaint": outcome.complaint,
     }
@@ -293,11 +296,22 @@ def kills_table(report: dict[str, Any]) -> Table:
 
 def runs_table(report: dict[str, Any]) -> Table:
     table = Table("run", title="runs")
-    for column in ("max_lag", "kills", "finished", "whole steps", "weights as undisturbed"):
+    columns = (
+        "max_lag",
+        "kills",
+        "finished",
+        "samples",
+        "lost",
+        "twice",
+        "too old",
+        "as undisturbed",
+    )
+    for column in columns:
         table.add_column(column, justify="right")
     for run in report["runs"]:
-        marks = (_mark(run[name]) for name in ("finished", "complete", "equal"))
-        table.add_row(str(run["run"]), str(run["max_lag"]), str(run["kills"]), *marks)
+        account = run["account"] or dict.fromkeys(("samples", "lost", "duplicated", "too_old"), "-")
+        cells = (run["run"], run["max_lag"], run["kills"], _mark(run["finished"]))
+        table.add_row(*map(str, (*cells, *account.values(), _mark(run["equal"]))))
     return table
 
 

@@ -8,17 +8,39 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.numpy import load_file
 
+from musicrl.archive import FOLDER, Archive
+from musicrl.checkpoint_folder import checkpoint_fault
 from musicrl.config import TrainConfig, dump_yaml
+from musicrl.rollout import chunk_seeds
 from musicrl.run import Run
 from musicrl.textfile import write_text
 
 POLL_SECONDS = 0.05
 LAST_WORDS = 500
 """Characters of what a driver said last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What became of the samples of a run."""
+
+    samples: int
+    """That its steps should have been trained on, each known by its seed."""
+    lost: int
+    duplicated: int
+    """Or of no step at all."""
+    too_old: int
+    """Older than `cluster.max_lag` versions, or newer than their step."""
+
+    @property
+    def is_sound(self) -> bool:
+        return not (self.lost or self.duplicated or self.too_old)
 
 
 class ChaosRun:
@@ -53,8 +75,9 @@ class ChaosRun:
     @property
     def version(self) -> int:
         """Of the newest checkpoint."""
-        checkpoint = Run(self.config.out).find_checkpoint()
-        return 0 if checkpoint is None else int(checkpoint.name.split("_")[1])
+        folders = reversed(Run(self.config.out).checkpoint_folders())
+        whole = (folder for folder in folders if checkpoint_fault(folder) is None)
+        return next((int(folder.name.split("_")[1]) for folder in whole), 0)
 
     def wait_for(self, version: int, patience: float, *, restart: bool = False) -> float | None:
         """Seconds until a version is kept, after starting the driver again if asked; None where it
@@ -80,13 +103,24 @@ class ChaosRun:
         path = self.config.out / "summary.json"
         return path.is_file() and bool(json.loads(path.read_text())["finished"])
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the last driver trained every one of its steps on all samples."""
-        summary = json.loads((self.config.out / "summary.json").read_text())
-        trained = sum(summary["lag_histogram"].values())
-        whole, rest = divmod(int(trained), self.config.rollout.samples_per_step)
-        return rest == 0 and whole <= self.config.iterations
+    def account(self) -> Account:
+        """Of the samples that all steps were trained on, from the archive of the run."""
+        archive, rollout = Archive(self.config.out / FOLDER), self.config.rollout
+        expected, found, too_old = Counter[int](), Counter[int](), 0
+        for step in range(self.config.iterations):
+            prompts = range(rollout.prompts_per_step)
+            seeds = chunk_seeds(self.config.seed, step, prompts, rollout.samples_per_prompt)
+            expected.update(seeds.tolist())
+            for experience in archive.read(step) if step in archive.steps() else ():
+                found.update(experience.rollouts.seeds.tolist())
+                ages = step - experience.rollouts.version
+                too_old += int(((ages < 0) | (ages > self.config.cluster.max_lag)).sum())
+        return Account(
+            samples=expected.total(),
+            lost=(expected - found).total(),
+            duplicated=(found - expected).total(),
+            too_old=too_old,
+        )
 
     @property
     def last_words(self) -> str:
