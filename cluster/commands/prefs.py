@@ -36,8 +36,11 @@ def _export(files: Sequence[Path], flags: Sequence[str]) -> None:
         return print_help(ExportConfig(), verb="prefs export")
     _refuse_files("export", files)
     config = read_settings(ExportConfig, flags)
+    count = export(config)
+    if config.since is not None and not count:
+        return print(f"no new {config.what} after {config.since}")
     place = config.file if config.since is None else f"a new part beside {config.since}"
-    print(f"{export(config)} {config.what} in {place}")
+    print(f"{count} {config.what} in {place}")
 
 
 def _validate(files: Sequence[Path], flags: Sequence[str]) -> None:

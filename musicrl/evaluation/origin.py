@@ -35,4 +35,12 @@ def origin(file: Path | None, policy: nn.Module) -> str:
     """A policy's name with a digest of its file, or, without one, of its weights."""
     if file is None:
         return f"base@{flatten(policy, 0).digest[:8]}"
-    return f"{file.stem}@{hashlib.blake2b(file.read_bytes(), digest_size=4).hexdigest()}"
+    return f"{_name(file)}@{hashlib.blake2b(file.read_bytes(), digest_size=4).hexdigest()}"
+
+
+def _name(file: Path) -> str:
+    """The file's, or a checkpoint's run and step: the file itself is a `policy` in every one."""
+    step = file.parent.resolve()
+    return (
+        f"{step.parent.parent.name}-{step.name}" if step.parent.name == "checkpoints" else file.stem
+    )

@@ -16,13 +16,7 @@ from urllib.parse import quote
 
 import uvicorn
 
-from musicrl.preference.players import (
-    OnePlayer,
-    Player,
-    Players,
-    RunFollower,
-    checkpoint_name,
-)
+from musicrl.preference.players import OnePlayer, Player, Players, RunFollower
 from musicrl.preference.pool import load_worker
 from musicrl.preference.server import Rules, make_app
 from musicrl.preference.session import Sessions, read_key
@@ -166,16 +160,10 @@ def make_players(config: CollectConfig) -> Players:
         worker.world.steps_of(config.clip_seconds)
         return Player(worker, name)
 
-    run = config.follow
-    if run is None:
-        return OnePlayer(load(config.policy))
-
-    def load_checkpoint(file: Path) -> Player:
-        player = load(file)
-        return Player(player.worker, checkpoint_name(run, file, player.policy))
-
     first = load(config.policy)
-    return RunFollower(run, first, load_checkpoint, every_seconds=config.follow_seconds)
+    if config.follow is None:
+        return OnePlayer(first)
+    return RunFollower(config.follow, first, load, every_seconds=config.follow_seconds)
 
 
 def listen(host: str, port: int) -> socket.socket:

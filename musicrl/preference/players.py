@@ -103,8 +103,3 @@ def newest_policy(run: Path) -> Path | None:
     found = (run / "checkpoints").glob(f"step_*/{POLICY}")
     files = [file for file in found if re.fullmatch(r"step_\d+", file.parent.name)]
     return max(files, key=lambda file: int(file.parent.name.removeprefix("step_")), default=None)
-
-
-def checkpoint_name(run: Path, file: Path, origin: str) -> str:
-    """`RUN-step_000040@digest`: which run and step a clip is of, and the weights' digest."""
-    return f"{run.resolve().name}-{file.parent.name}@{origin.rpartition('@')[2]}"
