@@ -37,6 +37,11 @@ class Pool:
         """A peer has finished its task."""
         self._idle.append(peer)
 
+    def add(self, peer: Peer) -> None:
+        """One more peer, idle."""
+        self.size += 1
+        self._idle.append(peer)
+
     def drop(self, peer: Peer) -> None:
         """A peer that was taken will not come back. Raises ConnectionError for the last one."""
         self.size -= 1

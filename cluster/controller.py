@@ -13,9 +13,9 @@ gives them back when the version trained on it has been published. With max_lag 
 therefore wait for the learner and the run equals `musicrl solo` bit for bit; with max_lag 1 they make
 the next step's chunks meanwhile. Nothing else in this file differs between the two.
 
-What fails is put right by `cluster.recovery`, and whatever was in flight when a learner died belongs
-to an older epoch and is ignored. Errors that are nobody's death end the run, and so does a task that
-misses its deadline, which is named.
+What fails is put right by `cluster.recovery`, what is slow is done twice (`cluster.stragglers`), and
+whatever was in flight when a learner died belongs to an older epoch and is ignored. Errors that are
+nobody's death end the run, and so does a learner that misses its deadline, which is named.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from cluster.meter import Meter, sizes_of
 from cluster.recovery import Recovery
 from cluster.replay import Entry, Replay
 from cluster.roles import Crew, Log
+from cluster.stragglers import KINDS, Stragglers
 from cluster.supervise import Lost, Pending, Result, Task
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import EvaluationChunk
@@ -87,6 +88,7 @@ class Controller:
         self.clock = fleet.pending.clock
         self.recovery = Recovery(self)
         self.meter = Meter(sizes_of(config.cluster))
+        self.stragglers = Stragglers(self.pending, config.cluster.straggler_factor)
         self.handlers: dict[str, Callable[[Task, Result], None]] = {
             "sample": self.sampled,
             "score": self.scored,
@@ -95,13 +97,14 @@ class Controller:
             "listen": self.listened,
             "diverge": self.abandoned,
             "restart": self.fleet.restarted,
+            "join": self.fleet.joined,
         }
 
     # The loop.
 
     def train(self, version: int, weights: Any) -> tuple[int, Any]:
         """Train from `version`, whose weights a reference stands for; the same at the end."""
-        with self.pending.watched(self.meter):
+        with self.pending.watched(self.meter), self.pending.watched(self.stragglers):
             return self.go_on(version, weights)
 
     def go_on(self, version: int, weights: Any) -> tuple[int, Any]:
@@ -199,9 +202,12 @@ class Controller:
         self.waiting_since = self.learned_at = self.clock()
 
     def sample(self) -> None:
-        """Give the oldest chunks to idle samplers, with the newest weights."""
-        while self.unsampled and self.fleet.samplers.is_idle:
-            chunk, peer = self.unsampled.popleft(), self.fleet.samplers.take()
+        """Give the oldest chunks to idle samplers, with the newest weights; a slow one to another."""
+        while self.fleet.samplers.is_idle:
+            chunk = self.unsampled.popleft() if self.unsampled else self.straggling("sample")
+            if chunk is None:
+                break
+            peer = self.fleet.samplers.take()
             rollouts, clips, report = peer.actor.generate.remote(
                 chunk, self.version, [self.weights]
             )
@@ -209,11 +215,22 @@ class Controller:
             self.send(report, "sample", peer, doing, chunk, (rollouts, clips))
 
     def score(self) -> None:
-        """Give the oldest sampled chunks to idle scorers."""
-        while self.unscored and self.fleet.scorers.is_idle:
-            sampled, peer = self.unscored.popleft(), self.fleet.scorers.take()
+        """Give the oldest sampled chunks to idle scorers; a slow one to another."""
+        while self.fleet.scorers.is_idle:
+            sampled = self.unscored.popleft() if self.unscored else self.straggling("score")
+            if sampled is None:
+                break
+            peer = self.fleet.scorers.take()
             rewards, report = peer.actor.score.remote(sampled.chunk, sampled.clips)
             self.send(report, "score", peer, f"scoring {sampled.chunk}", sampled, (rewards,))
+
+    def straggling(self, kind: str) -> Any:
+        """What a slow task of a kind is about, if there is one; people are told."""
+        task = self.stragglers.find(kind, self.epoch)
+        if task is None:
+            return None
+        self.journal.display.say(f"{task.peer.name} is slow: another does the same ({task.doing})")
+        return task.subject
 
     def learn(self) -> None:
         """Give the learner its next step, once all of its chunks are there."""
@@ -251,7 +268,7 @@ class Controller:
             subject=subject,
             outputs=outputs,
             epoch=self.epoch,
-            may_raise=kind in ("sample", "score"),
+            may_raise=kind in KINDS,
         )
         self.pending.add(reference, task)
 
@@ -264,10 +281,11 @@ class Controller:
 
     def sampled(self, task: Task, result: Result) -> None:
         """A chunk has been sampled and decoded: on to a scorer."""
+        is_heard = self.stragglers.settle(task, result)
         if isinstance(result, Lost):
-            return self.recovery.lose_chunk(task, task.subject, result)
+            return self.recovery.lose_chunk(task, task.subject, result, is_heard=is_heard)
         self.fleet.samplers.give(task.peer)
-        if self.is_current(task):
+        if self.is_current(task) and is_heard:
             rollouts, clips = task.outputs
             self.unscored.append(
                 Sampled(chunk=task.subject, rollouts=rollouts, clips=clips, report=result)
@@ -276,10 +294,11 @@ class Controller:
     def scored(self, task: Task, result: Result) -> None:
         """A chunk has its rewards: it is experience now, and its audio is dropped."""
         sampled: Sampled = task.subject
+        is_heard = self.stragglers.settle(task, result)
         if isinstance(result, Lost):
-            return self.recovery.lose_score(task, sampled, result)
+            return self.recovery.lose_score(task, sampled, result, is_heard=is_heard)
         self.fleet.scorers.give(task.peer)
-        if self.is_current(task):
+        if self.is_current(task) and is_heard:
             self.replay.put(
                 Entry(
                     chunk=sampled.chunk,
@@ -305,6 +324,7 @@ class Controller:
         self.record(result, task.subject, replay_bytes)
         if self.is_stopped:
             return
+        self.fleet.grow()
         self.is_unmeasured = is_measured(self.config, self.version)
         if is_due(self.version, self.config.checkpoint_every):
             self.save()
@@ -322,7 +342,7 @@ class Controller:
                 lost_rollouts=lost,
                 quarantined=quarantined,
                 replay_bytes=replay_bytes,
-                actors=self.meter.take(now - self.learned_at),
+                actors=self.meter.take(now - self.learned_at, self.fleet.samplers.size),
             )
         )
         self.waiting_since = self.learned_at = now

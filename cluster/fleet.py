@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.pool import Peer, Pool
 from actors.sampler import SamplerActor
 from actors.scorer import ScorerActor
-from cluster.placement import Plan
+from cluster.placement import Plan, place_sampler
 from cluster.supervise import Fault, Lost, Pending, Result, Task
 from learners.learner import LearnerActor
 from musicrl.config import TrainConfig
@@ -41,6 +41,8 @@ class Fleet:
             Peer(name=f"scorer {i}", actor=start_scorer(self.config, node))
             for i, node in enumerate(plan["scorer"])
         ]
+        self.num_started = len(self.sampler_peers)
+        """Samplers, in all: each has a number of its own."""
         self._begin_learners()
         self._await([*self.sampler_peers, *self.scorer_peers])
         self.samplers, self.scorers = Pool(self.sampler_peers), Pool(self.scorer_peers)
@@ -52,23 +54,71 @@ class Fleet:
         self._begin_learners()
 
     def retire(self, pool: Pool, task: Task, lost: Lost) -> None:
-        """A peer whose task failed rests until it answers; Ray is starting it again."""
-        if lost.fault is not Fault.PEER:
+        """A peer whose task failed rests until it answers; Ray is starting it again. One that is late
+        is killed first."""
+        if lost.fault is Fault.LATE:
+            self.interrupt(task.peer)
+        elif lost.fault is not Fault.PEER:
             return pool.give(task.peer)
-        ping = task.peer.actor.ping.options(max_task_retries=-1).remote()
-        self.pending.add(
-            ping, Task(kind="restart", peer=task.peer, doing="restarting", subject=pool)
-        )
+        self._ask("restart", task.peer, "restarting", pool)
+
+    def take_back(self, task: Task, result: Result) -> None:
+        """A sampler or scorer whose answer nobody waits for any more is idle again."""
+        pool = {"sample": self.samplers, "score": self.scorers}[task.kind]
+        if isinstance(result, Lost):
+            return self.retire(pool, task, result)
+        pool.give(task.peer)
+
+    def interrupt(self, peer: Peer) -> None:
+        """Kill a process that hangs; Ray starts it again."""
+        ray.kill(peer.actor, no_restart=False)
 
     def restarted(self, task: Task, result: Result) -> None:
-        """A peer that had died answers again, or never will.
+        """A peer that had died answers again, or never will: it finds no place any more, say.
 
         Raises ConnectionError when nobody is left to do its work.
         """
         pool: Pool = task.subject
+        if not isinstance(result, Lost):
+            return pool.give(task.peer)
+        pool.drop(task.peer)
+        self._forget(task.peer)
+
+    def grow(self) -> None:
+        """Start one more sampler, where `cluster.max_samplers` and the cluster have room for it; it
+        takes part once it answers."""
+        most = self.config.cluster.max_samplers
+        if most is None or len(self.sampler_peers) >= most or self.pending.count("join"):
+            return
+        node = place_sampler(self.config.cluster, self.plan, ray.nodes())  # type: ignore[no-untyped-call]
+        if node is None:
+            return
+        self.num_started += 1
+        peer = Peer(name=f"sampler {self.num_started - 1}", actor=start_sampler(self.config, node))
+        self.sampler_peers.append(peer)
+        self.plan = {**self.plan, "sampler": [*self.plan["sampler"], node]}
+        self._ask("join", peer, "joining", self.samplers)
+
+    def joined(self, task: Task, result: Result) -> None:
+        """A new sampler answers, or never will."""
         if isinstance(result, Lost):
-            return pool.drop(task.peer)
-        pool.give(task.peer)
+            return self._forget(task.peer)
+        self.samplers.add(task.peer)
+
+    def _ask(self, kind: str, peer: Peer, doing: str, pool: Pool) -> None:
+        """Have the answer of a peer that is starting handled when it comes."""
+        ping = peer.actor.ping.options(max_task_retries=-1).remote()
+        task = Task(kind=kind, peer=peer, doing=doing, subject=pool, may_raise=True)
+        self.pending.add(ping, task)
+
+    def _forget(self, peer: Peer) -> None:
+        """End an actor that will not work again, and let others have its place."""
+        ray.kill(peer.actor)
+        if peer in self.sampler_peers:
+            nodes = list(self.plan["sampler"])
+            del nodes[self.sampler_peers.index(peer)]
+            self.plan = {**self.plan, "sampler": nodes}
+            self.sampler_peers.remove(peer)
 
     def stop(self) -> None:
         for peer in (*self.sampler_peers, *self.scorer_peers):

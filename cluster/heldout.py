@@ -14,6 +14,7 @@ from typing import Any
 
 from actors.pool import Peer, Pool
 from cluster.fleet import Fleet
+from cluster.stragglers import KINDS
 from cluster.supervise import Fault, Lost, Result, Task
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import ChunkScores, Divergence, EvaluationChunk, merge
@@ -89,9 +90,13 @@ class Heldout:
             "score": self.scored,
             "diverge": self.diverged,
             "restart": self.fleet.restarted,
+            "join": self.fleet.joined,
         }
         for task, result in self.pending.wait(TICK_SECONDS):
-            handlers[task.kind](task, result)
+            if task.kind in KINDS and not isinstance(task.subject, EvaluationChunk):
+                self.fleet.take_back(task, result)  # a slow one of training, which was done twice
+            else:
+                handlers[task.kind](task, result)
 
     def sampled(self, task: Task, result: Result) -> None:
         """On to a scorer and to the learner; the audio of the first prompts is kept."""

@@ -50,12 +50,13 @@ class Meter:
         elif seconds > 0:
             self._applied.append(seconds)
 
-    def take(self, wall_seconds: float) -> dict[str, float]:
-        """Figures of the last `wall_seconds`, by their names in TensorBoard."""
+    def take(self, wall_seconds: float, num_samplers: int) -> dict[str, float]:
+        """Figures of the last `wall_seconds`, by their names in TensorBoard; samplers come and go."""
+        sizes = {**self.sizes, "sampler": num_samplers}
         shares = {
-            f"utilisation/{role}": self._busy[role] / (wall_seconds * self.sizes[role])
-            for role in ROLES
+            f"utilisation/{role}": self._busy[role] / (wall_seconds * sizes[role]) for role in ROLES
         }
+        shares["cluster/samplers"] = float(num_samplers)
         latencies = {
             "weights/publish_seconds": self._published,
             "weights/apply_seconds": self._applied,

@@ -169,6 +169,22 @@ def pack(
     return plan
 
 
+def place_sampler(
+    cluster: ClusterConfig, plan: Plan, nodes: Iterable[Mapping[str, Any]]
+) -> str | None:
+    """A node with room for one more sampler beside the actors of `plan`; None when none has."""
+    sizes = {request.role: request for request in requests_of(cluster)}
+    rooms = {node["NodeID"]: to_node(node) for node in nodes if node["Alive"]}
+    for role, ids in plan.items():
+        for id_ in ids:
+            if id_ in rooms and rooms[id_].fits(sizes[role]):
+                rooms[id_].take(sizes[role])
+    fitting = [node for node in rooms.values() if node.fits(sizes["sampler"])]
+    if not fitting:
+        return None
+    return min(fitting, key=lambda node: _order(cluster.placement, node, sizes["sampler"])).id
+
+
 def to_node(node: Mapping[str, Any]) -> Node:
     """A node of `ray.nodes()` with all that it has."""
     has = node["Resources"]

@@ -2,6 +2,7 @@
 
     sampler died      the chunk is made again, from the same seeds, by another
     scorer died       another scores the chunk
+    either hung       at its deadline it is killed, and counts as dead
     bytes lost        the chunk is made again
     learner died      another starts from the newest checkpoint, with an empty replay
     again and again   the chunk is cut into its prompts; a prompt that fails alone is quarantined
@@ -45,10 +46,11 @@ class Recovery:
 
     # Lost tasks.
 
-    def lose_chunk(self, task: Task, chunk: Chunk, lost: Lost) -> None:
-        """Its sampler failed: the chunk is made again, from the same seeds."""
+    def lose_chunk(self, task: Task, chunk: Chunk, lost: Lost, *, is_heard: bool) -> None:
+        """Its sampler failed: the chunk is made again, from the same seeds (unless it is, or was, by
+        another meanwhile)."""
         self.fleet.retire(self.fleet.samplers, task, lost)
-        if not self.loop.is_current(task):
+        if not (self.loop.is_current(task) and is_heard):
             return
         self.lost_rollouts += 1
         if self.is_suspect(chunk, lost):
@@ -56,10 +58,10 @@ class Recovery:
         else:
             self.loop.unsampled.appendleft(chunk)
 
-    def lose_score(self, task: Task, sampled: Sampled, lost: Lost) -> None:
+    def lose_score(self, task: Task, sampled: Sampled, lost: Lost, *, is_heard: bool) -> None:
         """Its scorer failed: another scores it. Its audio is lost: it is made again."""
         self.fleet.retire(self.fleet.scorers, task, lost)
-        if not self.loop.is_current(task):
+        if not (self.loop.is_current(task) and is_heard):
             return
         if self.is_suspect(sampled.chunk, lost):
             self.isolate(task, sampled.chunk, lost, sampled)

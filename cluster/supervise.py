@@ -28,6 +28,7 @@ class Fault(Enum):
     PEER = "its process died"
     BYTES = "an object that it needed was lost"
     RAISED = "it raised an exception"
+    LATE = "it was late"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,8 @@ class Task:
     """References to its large returns, which are not fetched."""
     epoch: int = 0
     may_raise: bool = False
-    """Whether an exception that it raises is a loss too, and not the end of the run."""
+    """Whether an exception that it raises, or its lateness, is a loss too, and not the end of the
+    run."""
 
 
 Observer = Callable[[Task, Result, float, float], None]
@@ -107,9 +109,10 @@ class Pending:
         return sum(self._kinds[kind] for kind in kinds)
 
     def wait(self, seconds: float) -> list[tuple[Task, Result]]:
-        """What finished within `seconds`, in the order of submission.
+        """What finished within `seconds`, in the order of submission, and what is late.
 
-        Raises TimeoutError naming the peer whose deadline has passed, and what a task raised.
+        Raises TimeoutError naming the peer whose deadline has passed where its task must not be late,
+        and what a task raised.
         """
         if not self._tasks:
             return []
@@ -121,8 +124,19 @@ class Pending:
                 list(self._tasks), num_returns=len(self._tasks), timeout=0, fetch_local=False
             )
         finished = [(*self._pop(reference), reference) for reference in ready]
-        self._check_deadlines()
-        return [(task, self._finish(reference, task, sent)) for task, sent, reference in finished]
+        late = self._pop_late()
+        return [
+            *((task, self._finish(reference, task, sent)) for task, sent, reference in finished),
+            *((task, self._tell(task, self._late(task), sent)) for task, sent in late),
+        ]
+
+    def older_than(self, seconds: float) -> Iterator[Task]:
+        """Tasks in flight that were sent so long ago, the oldest first."""
+        now = self.clock()
+        for reference, sent in self._sent.items():
+            if now - sent <= seconds:
+                break
+            yield self._tasks[reference]
 
     def call(self, reference: Any, peer: Peer, doing: str) -> Any:
         """The value of one task that nothing else can go on without.
@@ -140,16 +154,28 @@ class Pending:
         return task, self._sent.pop(reference)
 
     def _finish(self, reference: Any, task: Task, sent: float) -> Result:
-        result = self.fetch(reference, task)
+        return self._tell(task, self.fetch(reference, task), sent)
+
+    def _tell(self, task: Task, result: Result, sent: float) -> Result:
         for observer in self.observers:
             observer(task, result, sent, self.clock())
         return result
 
-    def _check_deadlines(self) -> None:
-        """All tasks have the same time, so that the oldest is the first to be late."""
-        oldest = next(iter(self._sent), None)
-        if oldest is not None and self.clock() - self._sent[oldest] > self.timeout_seconds:
-            raise self._too_late(self._tasks[oldest])
+    def _pop_late(self) -> list[tuple[Task, float]]:
+        """Tasks whose deadline has passed: all have the same time, so that the oldest are the first
+        to be late."""
+        now, late = self.clock(), []
+        while self._sent:
+            reference, sent = next(iter(self._sent.items()))
+            if now - sent <= self.timeout_seconds:
+                break
+            if not self._tasks[reference].may_raise:
+                raise self._too_late(self._tasks[reference])
+            late.append(self._pop(reference))
+        return late
+
+    def _late(self, task: Task) -> Lost:
+        return Lost(fault=Fault.LATE, error=self._too_late(task))
 
     def fetch(self, reference: Any, task: Task) -> Result:
         """One return of a task. Raises as `wait` does."""

@@ -103,8 +103,15 @@ class ClusterConfig:
     """Versions by which a consumed sample may be older than the learner: 0 is synchronous."""
     object_store_mb: int = 512
     """Object store of a cluster started by this run, MB."""
+    max_samplers: int | None = None
+    """Samplers to grow to while the run goes on, one at a time, where the cluster has room for them
+    (none: it has `num_samplers`, and fewer when nodes are gone for good)."""
+    straggler_factor: float | None = 3.0
+    """Times the median of its kind after which a sampling or scoring task is given to an idle actor
+    too; the first answer counts, and both are the same (none: never)."""
     task_timeout_seconds: float = 600.0
-    """Deadline of one sampling, scoring or learning task."""
+    """Deadline of one sampling, scoring or learning task. A sampler or scorer that misses it is
+    killed and started again; a learner's ends the run."""
     max_attempts: int = 3
     """Times that a sampler or scorer may fail at a chunk, and then at one of its prompts alone, before
     the prompt is quarantined: kept in `<out>/quarantine` and left out from then on."""
@@ -121,6 +128,12 @@ class ClusterConfig:
         _check_least(self, 0, "max_quarantined")
         _check_least(self, 80, "object_store_mb")
         _check_shares(self, "sampler_gpus", "scorer_gpus", "learner_gpus")
+        if self.max_samplers is not None and self.max_samplers < self.num_samplers:
+            raise ValueError(
+                f"max_samplers {self.max_samplers} is less than num_samplers {self.num_samplers}"
+            )
+        if self.straggler_factor is not None and not self.straggler_factor > 1:
+            raise ValueError(f"straggler_factor must be above 1, got {self.straggler_factor}")
         if not self.task_timeout_seconds > 0:
             raise ValueError(
                 f"task_timeout_seconds must be above 0, got {self.task_timeout_seconds}"

@@ -93,6 +93,12 @@ class SimulatedFleet:
     def restarted(self, task: Task, result: Result) -> NoReturn:
         raise AssertionError(f"{task.peer.name} restarted in a simulation")
 
+    def joined(self, task: Task, result: Result) -> NoReturn:
+        raise AssertionError(f"{task.peer.name} joined in a simulation")
+
+    def grow(self) -> None:
+        """The fleet of a simulation has one size."""
+
     def replace_learner(self) -> NoReturn:
         raise AssertionError("the learner failed in a simulation")
 

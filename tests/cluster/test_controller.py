@@ -74,6 +74,13 @@ class Store:
     def __init__(self, seed: int = 0) -> None:
         self.random = random.Random(seed)
         self.queues: dict[Any, list[Call]] = {}
+        self.hung: set[Any] = set()
+        """Actors whose calls do not end."""
+        self.now = 0.0
+
+    def clock(self) -> float:
+        """Seconds: a tenth for every look at it by `wait`."""
+        return self.now
 
     def submit(self, actor: Any, function: Callable[[], tuple[Any, ...]], returns: int) -> Any:
         call = Call(function, returns)
@@ -85,11 +92,12 @@ class Store:
     ) -> tuple[list[Reference], list[Reference]]:
         if timeout:
             self.run_one()
+            self.now += 0.1
         ready = [ref for ref in refs if ref.value is not None]
         return ready, [ref for ref in refs if ref.value is None]
 
     def run_one(self) -> None:
-        busy = [actor for actor, calls in self.queues.items() if calls]
+        busy = [a for a, calls in self.queues.items() if calls and a not in self.hung]
         if busy:
             self.queues[self.random.choice(busy)].pop(0).run()
 
@@ -229,7 +237,8 @@ class FakeFleet(Fleet):
         self, store: Store, faults: dict[str, list[Exception]], *, samplers: int, scorers: int
     ) -> None:
         self.store, self.faults, self.saved = store, faults, list[int]()
-        self.pending = Pending(store=store, timeout_seconds=10)
+        self.pending = Pending(store=store, timeout_seconds=10, clock=store.clock)
+        self.interrupted: list[str] = []
         self.samplers = Pool(
             Peer(name=f"sampler {i}", actor=FakeSampler(store, faults)) for i in range(samplers)
         )
@@ -238,6 +247,15 @@ class FakeFleet(Fleet):
         )
         self.learners: list[FakeLearner] = []
         self.replace_learner()
+
+    def interrupt(self, peer: Peer) -> None:
+        """Its process is killed, and its call with it."""
+        self.interrupted.append(peer.name)
+        self.store.hung.discard(peer.actor)
+        self.store.queues[peer.actor].pop(0)
+
+    def grow(self) -> None:
+        """No more of them."""
 
     def replace_learner(self) -> None:
         self.learners.append(FakeLearner(self.store, self.faults, self.saved))
@@ -403,6 +421,59 @@ def test_a_learner_that_starts_within_a_round_uses_the_rest_of_it() -> None:
     assert rig.train() == 6
     trained = rig.fleet.learners[-1].trained
     assert [{chunk.step for chunk, _ in step} for step in trained] == [{1}, {1}]
+
+
+def hanging(rig: Rig, pool: Pool, method: str, after: int) -> None:
+    """Let the first actor of a pool hang at its call number `after`."""
+    peers = [pool.take() for _ in range(pool.size)]
+    for peer in peers:
+        pool.give(peer)
+    actor, store = peers[0].actor, rig.fleet.store
+    call, calls = getattr(actor, method), itertools.count()
+    submit = call.remote
+
+    def remote(*args: Any) -> Any:
+        if next(calls) == after:
+            store.hung.add(actor)
+        return submit(*args)
+
+    call.remote = remote
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    max_lag=st.integers(0, 2),
+    method=st.sampled_from(["generate", "score"]),
+)
+def test_what_a_hung_process_was_to_do_is_done_by_another(
+    seed: int, max_lag: int, method: str
+) -> None:
+    rig = Rig(seed=seed, max_lag=max_lag, samplers=3, scorers=2)
+    hanging(
+        rig, {"generate": rig.fleet.samplers, "score": rig.fleet.scorers}[method], method, after=3
+    )
+    assert rig.train() == 4
+    rig.check_training()
+    rig.controller.replay.check_integrity()
+
+
+def test_a_process_that_stays_hung_is_killed_at_its_deadline_and_its_copy_counts_once() -> None:
+    """A run long enough for the deadline of 10 s to pass; nothing is lost by then."""
+    rig = Rig(samplers=2, iterations=20)
+    hanging(rig, rig.fleet.samplers, "generate", after=3)
+    assert rig.train() == 20
+    assert rig.fleet.interrupted == ["sampler 0"]
+    assert sum(i.lost_rollouts for i in rig.journal.iterations) == 0
+    assert not rig.controller.stragglers._copies
+
+
+def test_without_a_second_actor_a_hung_one_is_waited_for_until_its_deadline() -> None:
+    rig = Rig(samplers=1)
+    hanging(rig, rig.fleet.samplers, "generate", after=3)
+    assert rig.train() == 4
+    rig.check_training()
+    assert rig.fleet.interrupted == ["sampler 0"]
+    assert sum(i.lost_rollouts for i in rig.journal.iterations) == 1
 
 
 def test_rollouts_whose_bytes_are_gone_are_made_again() -> None:

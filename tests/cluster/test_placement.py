@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.placement import Misfit, Plan, place, requests_of
+from cluster.placement import Misfit, Plan, place, place_sampler, requests_of
 from musicrl.config import ClusterConfig
 
 
@@ -89,6 +89,18 @@ def test_spread_has_samplers_everywhere_and_learners_together() -> None:
     assert len(set(plan["learner"])) == 1
     packed = place(ClusterConfig(**counts), nodes)  # type: ignore[arg-type]
     assert {n for names in packed.values() for n in names} == {"a"}
+
+
+def test_one_more_sampler_goes_where_the_others_left_room() -> None:
+    cluster = ClusterConfig(num_samplers=2, sampler_threads=2, learner_threads=2)
+    nodes = [node("a", cpus=6), node("b", cpus=3)]
+    plan: Plan = {"learner": ["a"], "sampler": ["a", "a"], "scorer": ["b"]}
+    assert place_sampler(cluster, plan, nodes) == "b"
+    assert place_sampler(cluster, {**plan, "sampler": ["a", "a", "b"]}, nodes) is None
+    joined = [*nodes, node("c", cpus=2)]
+    assert place_sampler(cluster, {**plan, "sampler": ["a", "a", "b"]}, joined) == "c"
+    gone = [node("a", cpus=6, is_alive=False), node("b", cpus=3)]
+    assert place_sampler(cluster, plan, gone) == "b"
 
 
 def test_a_dead_node_has_no_room() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,24 @@ def test_a_missed_deadline_names_the_peer_and_what_it_was_doing() -> None:
         TimeoutError, match="sampler 1 was still sampling chunk 2 of step 7 after 5 s"
     ):
         pending.wait(0)
+
+
+def test_what_may_be_late_is_lost_at_its_deadline() -> None:
+    now, told = [0.0], list[Any]()
+    pending = Pending(store=Finished({}, is_ready=False), timeout_seconds=5, clock=lambda: now[0])
+    pending.add("a", replace(task(), may_raise=True))
+    now[0] = 2.0
+    pending.add("b", replace(task(), may_raise=True))
+    now[0] = 5.1
+    assert [t.doing for t in pending.older_than(3.0)] == [task().doing, task().doing]
+    with pending.watched(lambda t, result, sent, done: told.append((result, sent, done))):
+        ((_, result),) = pending.wait(0)
+    assert (result.fault, pending.count("sample")) == (Fault.LATE, 1)
+    assert str(result) == (
+        "it was late (sampler 1 was still sampling chunk 2 of step 7 after 5 s "
+        "(cluster.task_timeout_seconds))"
+    )
+    assert told == [(result, 0.0, 5.1)]
 
 
 def test_a_call_that_nothing_can_go_on_without_names_its_peer() -> None:

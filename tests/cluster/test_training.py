@@ -200,13 +200,27 @@ def test_a_guard_stops_at_the_step_where_it_stops_one_process(
 
 
 def test_every_sampler_makes_the_same_rollouts_of_a_chunk(configure: Configure) -> None:
-    config = configure(cluster={"num_samplers": 3})
+    """Two that the run begins with, and one that joins it."""
+    config = configure(cluster={"num_samplers": 2, "max_samplers": 3})
     assert config.model.weights is not None
     plan = place(config.cluster, ray.nodes())  # type: ignore[no-untyped-call]
-    fleet = Fleet(config, Pending(store=ray, timeout_seconds=60), plan)
+    pending = Pending(store=ray, timeout_seconds=60)
+    fleet = Fleet(config, pending, plan)
     weights = fleet.learner.actor.weights.remote()
     (chunk, _) = chunks_of(4, training_prompts(config)[:4], size=2)
     try:
+        fleet.grow()
+        fleet.grow()  # one at a time
+        while pending.count("join"):
+            for task, result in pending.wait(1):
+                fleet.joined(task, result)
+        fleet.grow()  # no more than that
+        assert [peer.name for peer in fleet.sampler_peers] == [
+            "sampler 0",
+            "sampler 1",
+            "sampler 2",
+        ]
+        assert (fleet.samplers.size, pending.count("join")) == (3, 0)
         made = [
             ray.get(peer.actor.generate.remote(chunk, 0, [weights])[:2], timeout=60)
             for peer in fleet.sampler_peers
