@@ -321,6 +321,7 @@ class Controller:
         replay_bytes = self.replay.num_bytes
         self.replay.release(result.step)
         self.replay.check_integrity()
+        self.recovery.progress()
         self.record(result, task.subject, replay_bytes)
         if self.is_stopped:
             return

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from cluster.controller import Controller, Sampled
 
 MAX_ATTEMPTS = 5
-"""Times that a chunk's bytes may be lost, or a learner started, before the run gives up."""
+"""Times that a chunk's bytes may be lost, or that the learner may die without having trained a step
+in between, before the run gives up."""
+LEARNER = "the learner"
 
 
 class Recovery:
@@ -43,6 +45,10 @@ class Recovery:
         counts = self.lost_rollouts, self.num_quarantined
         self.lost_rollouts = self.num_quarantined = 0
         return counts
+
+    def progress(self) -> None:
+        """A step has been trained: the learner is no hopeless case."""
+        del self.failures[LEARNER]
 
     # Lost tasks.
 
@@ -83,7 +89,7 @@ class Recovery:
 
     def revive_learner(self, lost: Lost) -> None:
         """Start another learner from the newest checkpoint, or from the base without one."""
-        self.count_failure("the learner", lost)
+        self.count_failure(LEARNER, lost)
         self.fleet.replace_learner()
         peer, checkpoint, version = self.fleet.learner, self.journal.run.find_checkpoint(), 0
         if checkpoint is not None:

@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from musicrl.algorithms import make_algorithm
@@ -79,6 +81,7 @@ class Learner:
             value=value,
         )
         self._latest: tuple[StepReport, Weights] | None = None
+        self._buffer: NDArray[np.float32] | None = None
 
     @property
     def version(self) -> int:
@@ -89,7 +92,8 @@ class Learner:
         return self.policy.layout.stream_names
 
     def step(self, step: int, experience: Sequence[Experience]) -> tuple[StepReport, Weights]:
-        """Do training step number `step`, or return again what it made if it was the latest.
+        """Do training step number `step`, or return again what it made if it was the latest. The
+        weights are good until the next step, which writes over them.
 
         Raises ValueError for any other step than the next.
         """
@@ -119,7 +123,10 @@ class Learner:
         self.update.ranks = ranks
 
     def weights(self) -> Weights:
-        return self.update.weights()
+        """The current version, good until the next step."""
+        weights = self.update.weights(out=self._buffer)
+        self._buffer = weights.flat
+        return weights
 
     def divergence(self, chunk: EvaluationChunk, rollouts: Rollouts) -> Divergence:
         """How far the policy is from the base on the clips that it sampled for a chunk."""

@@ -99,8 +99,8 @@ class Weights:
     """float32 [number of parameters], in the order of `index`."""
     index: tuple[tuple[str, tuple[int, ...]], ...]
     """(name, shape) of every tensor."""
-    digest: str = field(default="")
-    """Hex blake2b of `flat`; checked before the weights are applied."""
+    checksum: str = field(default="")
+    """Hex, of `flat`, its version and its index; checked before the weights are applied."""
 
 
 Side = Literal["a", "b"]

@@ -15,7 +15,9 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from musicrl.algorithms.base import Algorithm, Batch, LossOut
@@ -25,7 +27,7 @@ from musicrl.algorithms.report import advantage_metrics, mismatch_metrics, polic
 from musicrl.checkpoint import load_into
 from musicrl.optimizer import Optimizer, choose_parts
 from musicrl.policies.base import Policy
-from musicrl.policies.flat import flatten
+from musicrl.policies.flat import digest, flatten
 from musicrl.policies.recompute import recompute
 from musicrl.policies.value import make_value_network
 from musicrl.ranks import Alone, Ranks
@@ -272,12 +274,15 @@ class PolicyUpdate:
             **policy_metrics(step.outs, algorithm=self.algorithm, streams=self._streams),
         }
 
-    def weights(self, version: int | None = None) -> Weights:
-        """The policy's weights to publish, as `version` (none: this update's own)."""
-        return flatten(self.policy, self.version if version is None else version)
+    def weights(
+        self, version: int | None = None, *, out: NDArray[np.float32] | None = None
+    ) -> Weights:
+        """The policy's weights to publish, as `version` (none: this update's own); `out` as in
+        `flatten`."""
+        return flatten(self.policy, self.version if version is None else version, out=out)
 
     def _reference_digest(self) -> str:
-        return "" if self._reference is None else flatten(self._reference, 0).digest
+        return "" if self._reference is None else digest(flatten(self._reference, 0).flat)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that continues this run bit for bit: named tensors, and numbers for JSON.

@@ -76,11 +76,23 @@ def bench_chaos(flags: Sequence[str], file: Path | None, *, has_help: bool) -> N
     chaos.bench_chaos(read_settings(chaos.ChaosConfig, flags, file))
 
 
+def bench_weights(flags: Sequence[str], file: Path | None, *, has_help: bool) -> None:
+    from musicrl.config import ClusterConfig
+
+    prepare_environment(ClusterConfig())
+    from cluster import weights_bench
+
+    if has_help:
+        return print_help(weights_bench.WeightsBenchConfig(), verb="bench weights")
+    weights_bench.bench_weights(read_settings(weights_bench.WeightsBenchConfig, flags, file))
+
+
 BENCHES = {
     "chaos": bench_chaos,
     "controller": bench_controller,
     "lag": bench_lag,
     "sampler": bench_sampler,
     "iteration": bench_iteration,
+    "weights": bench_weights,
 }
 """Measurements by name."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ray import exceptions
@@ -501,6 +502,44 @@ def test_a_dead_learner_is_started_again_from_the_newest_checkpoint(
     assert rig.train() == 7
     assert [i.report.step for i in rig.journal.iterations] == [0, 1, 2, 2, 3, 4, 5, 6]
     assert all(0 <= lag <= max_lag for lag in rig.lags)
+
+
+def die_before(rig: Rig, *steps: int) -> None:
+    """Every learner of a rig dies at these steps, once at each where a list holds it once."""
+    left = list(steps)
+    replace_learner = rig.fleet.replace_learner
+
+    def frail(learner: FakeLearner) -> None:
+        step = learner.step.function
+
+        def die_or_step(number: int, pairs: Any) -> Any:
+            if number in left:
+                left.remove(number)
+                raise DIED
+            return step(number, pairs)
+
+        learner.step.function = die_or_step
+
+    def replace_by_frail() -> None:
+        replace_learner()
+        frail(rig.fleet.learners[-1])
+
+    frail(rig.fleet.learners[-1])
+    rig.fleet.replace_learner = replace_by_frail  # type: ignore[method-assign]
+
+
+def test_a_learner_may_die_often_as_long_as_steps_are_trained_in_between() -> None:
+    rig = Rig(iterations=16)
+    die_before(rig, *range(1, 15, 2))
+    assert rig.train() == 16
+    assert len(rig.fleet.learners) == 8
+
+
+def test_a_learner_that_dies_again_and_again_at_a_step_ends_the_run() -> None:
+    rig = Rig(iterations=16)
+    die_before(rig, *[4] * 5)
+    with pytest.raises(ConnectionError, match="the learner failed 5 times; at last, its process"):
+        rig.train()
 
 
 def test_checkpoints_are_written_when_due_and_at_the_end() -> None:

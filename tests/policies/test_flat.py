@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from musicrl.policies.flat import apply, digest, flatten
+from musicrl.policies.flat import SUMMED, apply, checksum, flatten
 
 
 class Net(nn.Module):
@@ -62,7 +62,7 @@ def test_flipped_bit_is_refused_and_nothing_is_applied() -> None:
     before = target.linear.weight.clone()
     weights = flatten(make_module(0), version=3)
     weights.flat[4] = np.nextafter(weights.flat[4], np.float32(9))
-    with pytest.raises(ValueError, match="version 3 do not match their digest"):
+    with pytest.raises(ValueError, match="version 3 do not match their checksum"):
         apply(target, weights)
     assert torch.equal(target.linear.weight, before)
 
@@ -95,7 +95,44 @@ def test_short_buffer_is_refused() -> None:
     weights = flatten(make_module(0), version=1)
     cut = weights.flat[:-1].copy()
     with pytest.raises(ValueError, match="its index 15 float32 numbers"):
-        apply(make_module(1), replace(weights, flat=cut, digest=digest(cut)))
+        apply(
+            make_module(1),
+            replace(weights, flat=cut, checksum=checksum(cut, weights.version, weights.index)),
+        )
+
+
+def test_a_buffer_is_written_over_where_it_fits() -> None:
+    first = flatten(make_module(0), version=1)
+    second = flatten(make_module(1), version=2, out=first.flat)
+    assert second.flat is first.flat
+    apply(make_module(2), second)
+    with pytest.raises(ValueError, match="version 1 do not match their checksum"):
+        apply(make_module(2), first)
+    assert flatten(make_module(0, width=4), version=1, out=first.flat).flat is not first.flat
+
+
+def test_a_checksum_tells_every_kind_of_fault() -> None:
+    """Three whole sums and a rest, in random bits."""
+    words = 3 * SUMMED + 77
+    bits = np.random.default_rng(0).integers(0, 2**32, 2 * words, np.uint32)
+    flat, index = bits.view(np.float32), (("a", (2 * words,)),)
+    good = checksum(flat, 3, index)
+    assert checksum(flat.copy(), 3, index) == good
+    assert checksum(flat, 4, index) != good
+    assert checksum(flat, 3, (("b", (2 * words,)),)) != good
+    assert checksum(flat[:-2], 3, index) != good
+    part = 2 * SUMMED
+    for here, there in ((4, 4 + part), (3 * part + 4, 3 * part + 8), (part, 3 * part + 1)):
+        swapped = bits.copy()
+        swapped[[here, there]] = swapped[[there, here]]
+        assert checksum(swapped.view(np.float32), 3, index) != good, (here, there)
+    for place in (0, part - 1, 3 * part + 5):
+        flipped = bits.copy()
+        flipped[place] ^= 1 << 31
+        assert checksum(flipped.view(np.float32), 3, index) != good, place
+    stale = bits.copy()
+    stale[part + 7 :] = 0  # a copy that stopped half-way
+    assert checksum(stale.view(np.float32), 3, index) != good
 
 
 def test_other_precision_is_refused_when_flattened() -> None:

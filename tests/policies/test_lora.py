@@ -86,7 +86,7 @@ def test_the_base_is_the_policy_without_them() -> None:
     learn(adapted)
     batch = make_batch()
     assert torch.equal(base(*batch), plain(*batch))
-    assert flatten(base, 0).digest == flatten(plain, 0).digest
+    assert flatten(base, 0).checksum == flatten(plain, 0).checksum
     assert not torch.equal(adapted(*batch), plain(*batch))
     assert any(parameter.requires_grad for parameter in adapted.parameters())
     assert not list(base.parameters())

@@ -1,0 +1,216 @@
+"""How long new weights are on their way from a learner to a sampler, beside copies of the same bytes.
+
+    learner   tensors ─ flatten ─► buffer ─ checksum ─► return value ─► object store
+    sampler   object store ─ get (no copy) ─► checksum ─► into its own tensors
+
+Two actors of this node do what a learner and a sampler do, through the same functions; `memcpy` is
+one copy of those bytes in memory that has been touched. The bytes must move twice, into the store
+and out of it, so that two copies are the least that any way through it can cost. Versions follow each
+other, and medians are taken over them; the first ones, which touch the store's memory, do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import ObjectRef
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from cluster.connection import connected
+from cluster.controller_bench import processor_name
+from musicrl.config import ClusterConfig
+from musicrl.policies.flat import apply, checksum, flatten
+from musicrl.textfile import write_text
+from musicrl.types import Weights
+
+WARMUP = 3
+WIDTH = 1024
+TIMEOUT_SECONDS = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsBenchConfig:
+    """Publish weights and fetch them, again and again."""
+
+    parameters: tuple[int, ...] = (2_600_000, 12_000_000, 100_000_000)
+    """Sizes of the models, float32 numbers."""
+    versions: int = 15
+    """Of each size, that count."""
+    readers: int = 1
+    """Samplers on this node that fetch every version, at once."""
+    threads: int = 1
+    """CPU threads of every actor."""
+    json: Path | None = None
+    """File that receives the figures."""
+
+    def __post_init__(self) -> None:
+        for name in ("versions", "readers", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not self.parameters or min(self.parameters) < WIDTH:
+            raise ValueError(
+                f"parameters must name sizes of {WIDTH} or more, got {self.parameters}"
+            )
+
+
+def make_model(parameters: int) -> nn.Module:
+    """Matrices and vectors, as of a decoder, of about so many numbers."""
+    width = int(min(WIDTH, (parameters // 2) ** 0.5))
+    count = max(1, parameters // (width * (width + 1)))
+    return nn.Sequential(*(nn.Linear(width, width) for _ in range(count)))
+
+
+class Publisher:
+    """A learner, as far as weights go."""
+
+    def __init__(self, parameters: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.model = make_model(parameters)
+        self.buffer = flatten(self.model, 0).flat
+
+    @ray.method(num_returns=2)
+    def publish(self, version: int) -> tuple[dict[str, float], Weights]:
+        """The next version, and the seconds of its parts."""
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(1e-3)
+        started = time.perf_counter()
+        weights = flatten(self.model, version, out=self.buffer)
+        flattened = time.perf_counter()
+        checksum(weights.flat, version, weights.index)
+        summed = time.perf_counter() - flattened
+        seconds = {
+            "began": started,
+            "flatten": flattened - started - summed,
+            "checksum": summed,
+            "ended": flattened,
+        }
+        return seconds, weights
+
+    def memcpy(self) -> float:
+        """Seconds of a copy of the buffer."""
+        target = np.zeros_like(self.buffer)
+        np.copyto(target, self.buffer)
+        started = time.perf_counter()
+        np.copyto(target, self.buffer)
+        return time.perf_counter() - started
+
+
+class Subscriber:
+    """A sampler, as far as weights go."""
+
+    def __init__(self, parameters: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.model = make_model(parameters)
+
+    def ping(self) -> None:
+        """It is up."""
+
+    def fetch(self, references: Sequence[ObjectRef[Weights]]) -> dict[str, float]:
+        """Fetch and apply a version; the seconds of its parts."""
+        started = time.perf_counter()
+        weights = ray.get(references[0], timeout=TIMEOUT_SECONDS)
+        got = time.perf_counter()
+        checksum(weights.flat, weights.version, weights.index)
+        summed = time.perf_counter() - got
+        applying = time.perf_counter()
+        apply(self.model, weights)
+        ended = time.perf_counter()
+        return {
+            "get": got - started,
+            "verify": summed,
+            "apply": ended - applying - summed,
+            "fetch": ended - applying + got - started,
+        }
+
+
+def bench_weights(config: WeightsBenchConfig, console: Console | None = None) -> dict[str, Any]:
+    """Time it, print a table and write the JSON file if asked; what it holds."""
+    store_mb = max(200, 24 * max(config.parameters) // 10**6)
+    cluster = ClusterConfig(object_store_mb=store_mb, num_samplers=config.readers)
+    with connected(cluster):
+        touch_store(store_mb)
+        rows = [time_size(config, parameters) for parameters in config.parameters]
+    report = {"machine": processor_name(), "readers": config.readers, "rows": rows}
+    (console or Console()).print(to_table(report))
+    if config.json is not None:
+        write_text(config.json, json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def touch_store(megabytes: int) -> None:
+    """Fill most of the object store once: memory that is used for the first time costs more than
+    the copy into it, and a long run has used it all."""
+    whole = ray.put(np.zeros(megabytes * 800_000, np.uint8))
+    del whole
+    time.sleep(1)  # until the store hears of it
+
+
+def time_size(config: WeightsBenchConfig, parameters: int) -> dict[str, Any]:
+    """Medians over the versions, in milliseconds."""
+    publisher: Any = ray.remote(Publisher).options(num_cpus=0).remote(parameters, config.threads)
+    readers: list[Any] = [
+        ray.remote(Subscriber).options(num_cpus=0).remote(parameters, config.threads)
+        for _ in range(config.readers)
+    ]
+    pings: list[Any] = [reader.ping.remote() for reader in readers]
+    ray.get(pings, timeout=TIMEOUT_SECONDS)
+    found = [
+        time_version(publisher, readers, version) for version in range(WARMUP + config.versions)
+    ]
+    for actor in (publisher, *readers):
+        ray.kill(actor)
+    counted = found[WARMUP:]
+    row: dict[str, Any] = {name: 1e3 * median(one[name] for one in counted) for name in counted[0]}
+    megabytes = 4 * sum(p.numel() for p in make_model(parameters).parameters()) / 1e6
+    ratio = median((one["publish"] + one["fetch"]) / one["memcpy"] for one in counted)
+    return {"parameters": parameters, "megabytes": megabytes, **row, "copies": ratio}
+
+
+def time_version(publisher: Any, readers: Sequence[Any], version: int) -> dict[str, float]:
+    """Seconds of one version on its way: `publish` until it is in the store, `fetch` until every
+    reader has applied it."""
+    copying = ray.get(publisher.memcpy.remote(), timeout=TIMEOUT_SECONDS)
+    report, weights = publisher.publish.remote(version)
+    seconds = ray.get(report, timeout=TIMEOUT_SECONDS)
+    ray.wait([weights], timeout=TIMEOUT_SECONDS, fetch_local=False)
+    stored = time.perf_counter()  # the same clock in all processes of a machine
+    fetched = ray.get([r.fetch.remote([weights]) for r in readers], timeout=TIMEOUT_SECONDS)
+    slowest = max(fetched, key=lambda one: one["fetch"])
+    publish = stored - seconds["began"] - seconds["checksum"]  # which was taken a second time
+    return {
+        "memcpy": copying,
+        "flatten": seconds["flatten"],
+        "checksum": seconds["checksum"],
+        "put": publish - seconds["flatten"] - seconds["checksum"],
+        "publish": publish,
+        **slowest,
+    }
+
+
+def to_table(report: dict[str, Any]) -> Table:
+    title = f"weights on their way, ms ({report['machine']}; readers: {report['readers']})"
+    table = Table("size", title=title)
+    phases = ("flatten", "checksum", "put", "get", "verify", "apply", "publish", "fetch", "memcpy")
+    for column in ("MB", *phases, "copies"):
+        table.add_column(column, justify="right")
+    for row in report["rows"]:
+        cells = (f"{row[phase]:.2f}" for phase in phases)
+        table.add_row(
+            f"{row['parameters'] / 1e6:g} M",
+            f"{row['megabytes']:.0f}",
+            *cells,
+            f"{row['copies']:.1f}",
+        )
+    return table
