@@ -40,7 +40,9 @@ def load_tensors(path: Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str,
     format or of another kind.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no {kind} weights at {path}")
+        inside = sorted(path.glob(f"checkpoints/step_*/{kind}.safetensors"))
+        hint = f", which is a run: name one of its files, such as {inside[-1]}" if inside else ""
+        raise FileNotFoundError(f"no {kind} weights at {path}{hint}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

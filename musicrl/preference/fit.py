@@ -193,7 +193,8 @@ def check_enough(pairs: Pairs, config: TrainingConfig) -> None:
     dropped = ", ".join(f"{count} {reason}" for reason, count in pairs.dropped.items())
     raise ValueError(
         f"too few comparisons: {learned} to learn from (at least {needed} needed), {held} held out "
-        f"(at least {MINIMUM_HELDOUT}); not used: {dropped or 'none'}"
+        f"(at least {MINIMUM_HELDOUT}; --selection.heldout is the share); "
+        f"not used: {dropped or 'none'}"
     )
 
 

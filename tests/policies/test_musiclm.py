@@ -180,6 +180,15 @@ def test_missing_file_is_one_sentence(tmp_path: Path) -> None:
         MusicLM.from_file(tmp_path / "nowhere")
 
 
+def test_a_run_in_place_of_a_file_is_told_which_file_to_name(tmp_path: Path) -> None:
+    for step in (20, 40):
+        folder = tmp_path / f"run/checkpoints/step_{step:06d}"
+        folder.mkdir(parents=True)
+        make_policy().save(folder / "policy.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"such as .*/step_000040/policy.safetensors$"):
+        MusicLM.from_file(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
