@@ -29,6 +29,7 @@ from cluster.simulation.fleet import Machine
 from cluster.simulation.measure import measure_costs, measure_update
 from cluster.simulation.run import Forecast, forecast
 from musicrl.config import TrainConfig
+from musicrl.memory import GIGABYTE, Need, check_fit, needs_of
 from musicrl.textfile import write_text
 
 ENOUGH = 0.95
@@ -58,6 +59,11 @@ class PlanConfig:
     node_cores: int = 0
     """CPU cores of each of them."""
     node_gpus: int = 0
+    gpu_gb: float = 0.0
+    """Memory of every GPU, GB: a run whose learner or samplers do not fit is refused (0: not
+    checked)."""
+    memory_only: bool = False
+    """Say what memory the run needs, and forecast nothing: no weights are needed for that."""
     updates: int = 60
     """Simulated updates of every size."""
     measured_updates: int = 4
@@ -80,6 +86,8 @@ class PlanConfig:
             raise ValueError(f"nodes {self.nodes}: node_cores says how large they are")
         if (self.node_cores or self.node_gpus) and not self.nodes:
             raise ValueError("node_cores and node_gpus describe machines of which nodes names none")
+        if not self.gpu_gb >= 0:
+            raise ValueError(f"gpu_gb must not be negative, got {self.gpu_gb}")
         if self.contention and self.costs is None:
             raise ValueError("contention goes with costs; a short run measures it itself")
 
@@ -127,24 +135,58 @@ class Row:
 
 
 def plan(config: PlanConfig, console: Console | None = None) -> dict[str, Any]:
-    """Forecast every size, print a table and the advice, and write the JSON file if asked."""
+    """Say what memory the run needs, forecast every size, print tables and the advice, and write the
+    JSON file if asked.
+
+    Raises ValueError naming the actor that `gpu_gb` cannot hold.
+    """
+    console = console or Console()
+    report = plan_memory(config, console)
+    if not config.memory_only:
+        report |= plan_time(config, console)
+    if config.json is not None:
+        write_text(config.json, json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def plan_memory(config: PlanConfig, console: Console) -> dict[str, Any]:
+    """The memory of a learner and of a sampler."""
+    needs = needs_of(config.train)
+    console.print(memory_table(needs))
+    if config.gpu_gb:
+        check_fit(needs, gpu_gigabytes=config.gpu_gb)
+    return {"memory": [{**asdict(need), "total": need.total} for need in needs]}
+
+
+def memory_table(needs: Sequence[Need]) -> Table:
+    table = Table(title="memory of one actor, GB", box=None, padding=(0, 1, 0, 0))
+    table.add_column("")
+    for need in needs:
+        where = f"{need.gpus:g} GPU" if need.gpus else "host"
+        table.add_column(f"{need.role} ({where})", justify="right")
+    names = dict.fromkeys(name for need in needs for name in need.parts)
+    for name in names:
+        amounts = (need.parts.get(name, 0.0) / GIGABYTE for need in needs)
+        table.add_row(name, *(f"{amount:.2f}" if amount else "" for amount in amounts))
+    table.add_row("together", *(f"{need.total / GIGABYTE:.2f}" for need in needs))
+    return table
+
+
+def plan_time(config: PlanConfig, console: Console) -> dict[str, Any]:
+    """The forecasts and the advice."""
     with connected(widest(config).cluster) if needs_ray(config) else nullcontext():
         costs = find_costs(config)
         rows = [forecast_row(config, size, costs) for size in config.grid()]
         if config.check:
             rows = [replace(row, measured=measured_seconds(config, row)) for row in rows]
-    console = console or Console()
     console.print(to_table(rows))
     best = advise(rows)
     console.print(advice(best, rows))
-    report = {
+    return {
         "costs": costs.to_json(),
         "rows": [row.to_json() for row in rows],
         "advice": best and best.to_json(),
     }
-    if config.json is not None:
-        write_text(config.json, json.dumps(report, indent=1) + "\n")
-    return report
 
 
 def needs_ray(config: PlanConfig) -> bool:

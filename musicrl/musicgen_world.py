@@ -25,9 +25,10 @@ from musicrl.embedders.base import JointEmbedder
 from musicrl.embedders.clap import Clap
 from musicrl.layout import Layout
 from musicrl.policies.delayed import DelayedLM
-from musicrl.policies.folder import licence, locate
+from musicrl.policies.delayed_config import DelayedConfig
+from musicrl.policies.folder import licence, locate, read_json
 from musicrl.policies.lora import merged
-from musicrl.policies.musicgen import KIND, MusicGen
+from musicrl.policies.musicgen import KIND, MusicGen, read_config
 from musicrl.settings import build, read_yaml
 from musicrl.world import DECODE_CLIPS
 
@@ -171,6 +172,32 @@ def read_world(folder: Path) -> MusicGenWorldConfig:
     """What a folder's world.yaml says. Raises FileNotFoundError or ValueError naming the file."""
     path = folder / WORLD_FILE
     return build(MusicGenWorldConfig, read_yaml(path), origin=str(path))
+
+
+def read_model_config(folder: Path) -> tuple[Path, DelayedConfig, int]:
+    """Where the checkpoint that a world names is, its decoder's shape for the world's clips, and the
+    width of its text encoder's states; no weights are read.
+
+    Raises FileNotFoundError or ValueError naming the file or the setting at fault.
+    """
+    world = read_world(folder)
+    place = _find(world.model, folder, world)
+    path = place / "config.json"
+    values = read_json(path)
+    try:
+        audio, text = values["audio_encoder"], values["text_encoder"]
+        hop = math.prod(audio["upsampling_ratios"])
+        frames = round(world.clip_seconds * math.ceil(audio["sampling_rate"] / hop))
+        steps = frames + values["decoder"]["num_codebooks"] - 1
+        return (
+            place,
+            read_config(values, num_steps=steps, text_size=world.text_size),
+            text["d_model"],
+        )
+    except (KeyError, TypeError) as fault:
+        raise ValueError(f"{path} lacks the setting {fault}") from fault
+    except ValueError as fault:
+        raise ValueError(f"{path}: {fault}") from fault
 
 
 def load_judge(folder: Path) -> JointEmbedder | None:

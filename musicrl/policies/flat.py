@@ -41,14 +41,13 @@ def flatten(module: nn.Module, version: int, *, out: NDArray[np.float32] | None 
 
 
 def _fill(flat: NDArray[np.float32], tensors: Sequence[Tensor]) -> None:
-    """Write tensors one behind the other; from a GPU in one transfer, whatever their number."""
-    whole = torch.from_numpy(flat)
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        tensors = [torch.cat([tensor.flatten() for tensor in tensors])]
-    for part, tensor in zip(whole.split([t.numel() for t in tensors]), tensors, strict=True):
+    """Write tensors one behind the other; on their own device they take no second place."""
+    parts = torch.from_numpy(flat).split([tensor.numel() for tensor in tensors])
+    for part, tensor in zip(parts, tensors, strict=True):
         part.view(tensor.shape).copy_(tensor)
 
 
+@torch.no_grad()
 def apply(module: nn.Module, weights: Weights) -> None:
     """Copy `weights` into the module's own tensors, all of them or none.
 
@@ -59,17 +58,12 @@ def apply(module: nn.Module, weights: Weights) -> None:
         raise ValueError(f"weights of version {weights.version} do not match their checksum")
     own = module.state_dict()
     _check(own, weights)
-    if next(iter(own.values())).device.type == "cpu":
-        parts = np.split(weights.flat, np.cumsum([prod(shape) for _, shape in weights.index])[:-1])
-        for (name, shape), part in zip(weights.index, parts, strict=True):
+    parts = np.split(weights.flat, np.cumsum([prod(shape) for _, shape in weights.index])[:-1])
+    for (name, shape), part in zip(weights.index, parts, strict=True):
+        if own[name].device.type == "cpu":
             np.copyto(own[name].numpy(), part.reshape(shape))
-        return
-    device = next(iter(own.values())).device
-    sizes = [prod(shape) for _, shape in weights.index]
-    with torch.no_grad():
-        moved = torch.tensor(weights.flat).to(device).split(sizes)
-        for (name, shape), part in zip(weights.index, moved, strict=True):
-            own[name].copy_(part.view(shape))
+        else:
+            own[name].copy_(torch.tensor(part).view(shape))
 
 
 def checksum(
