@@ -66,6 +66,12 @@ def _spread(args: Sequence[str]) -> None:
     spread(args)
 
 
+def _curves(args: Sequence[str]) -> None:
+    from cluster.commands.evaluate import curves
+
+    curves(args)
+
+
 def _listen(args: Sequence[str]) -> None:
     from cluster.commands.listen import listen
 
@@ -130,6 +136,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "evaluate": (_evaluate, "measure policies on the held-out prompts: [policy or run ...]"),
         "reproduce": (_reproduce, "train R, U and RU from the base and compare all: [file.yaml]"),
         "spread": (_spread, "put finished runs beside each other: runs/a runs/b ..."),
+        "curves": (_curves, "put the training of runs beside each other: runs/a runs/b ..."),
         "listen": (_listen, "make a page of clips to hear: [policy or run ...] [--field value]"),
         "pretrain": (_pretrain, "build a world, or one stage of it: [STAGE] [file.yaml]"),
         "collect": (_collect, "serve the page on which people compare clips: [--field value]"),

@@ -1,4 +1,4 @@
-"""`musicrl evaluate` and `musicrl spread`: policies on held-out prompts, and runs beside each other."""
+"""`musicrl evaluate`, `spread` and `curves`: policies on held-out prompts, and runs beside each other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from cluster.commands.flags import print_help, read_settings, split_words, wants_help
 from musicrl.evaluation.config import EvaluateConfig
+from musicrl.evaluation.curves import CurvesConfig, run_curves
 from musicrl.evaluation.evaluate import run_evaluation
 from musicrl.evaluation.reference import RealClips
 from musicrl.evaluation.spread import SpreadConfig, run_spread
@@ -48,3 +49,12 @@ def spread(args: Sequence[str]) -> None:
     words, flags = split_words(args)
     config = read_settings(SpreadConfig, flags)
     run_spread(replace(config, summaries=(*map(Path, words), *config.summaries)))
+
+
+def curves(args: Sequence[str]) -> None:
+    """Print and draw how groups of runs got on, update by update."""
+    if wants_help(args):
+        return print_help(CurvesConfig(), verb="curves runs/a runs/b ...")
+    words, flags = split_words(args)
+    config = read_settings(CurvesConfig, flags)
+    run_curves(replace(config, runs=(*map(Path, words), *config.runs)))
