@@ -20,7 +20,7 @@ from musicrl.pretrain.codec import CodecStageConfig
 from musicrl.pretrain.embedder import EmbedderStageConfig, JudgeStageConfig
 from musicrl.pretrain.policy import PolicyStageConfig
 from musicrl.pretrain.prompts import PromptStageConfig
-from musicrl.pretrain.quality import QualityStageConfig
+from musicrl.pretrain.quality import QualityJudgeStageConfig, QualityStageConfig
 from musicrl.pretrain.semantic import SemanticStageConfig
 from musicrl.pretrain.world import WorldConfig
 
@@ -32,6 +32,8 @@ OWN: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "judge": ("world", "weights", "kind"),
         "policy": ("world", "weights", "name"),
         "policy_noisy": ("world", "weights", "name"),
+        "quality": ("world", "weights", "name"),
+        "quality_judge": ("world", "weights", "name"),
         "preference_data": ("out", "pool", "json"),
         "preference": ("files", "out", "weights", "start", "simulation", "json"),
     }
@@ -61,6 +63,7 @@ class PretrainConfig:
         default_factory=lambda: PolicyStageConfig(name="policy-noisy", misdescribed=0.4)
     )
     quality: QualityStageConfig = field(default_factory=QualityStageConfig)
+    quality_judge: QualityJudgeStageConfig = field(default_factory=QualityJudgeStageConfig)
     preference_data: SimulateConfig = field(
         default_factory=lambda: SimulateConfig(
             out=Path(COMPARISONS),

@@ -1,7 +1,7 @@
 """The stages of a world in the order in which they need each other, and building all of them.
 
     world ─ prompts ─ codec ─ embedder ─ judge ─ calibration ─ semantic
-          └ policy ─ policy-noisy ─ quality ─ preference-data ─ preference
+          └ policy ─ policy-noisy ─ quality ─ quality-judge ─ preference-data ─ preference
 
 Knows what each stage reads and writes; their settings stand in pretrain_config.py.
 """
@@ -36,7 +36,7 @@ from musicrl.pretrain.semantic import fit_semantic
 from musicrl.pretrain.stage import Stage
 from musicrl.pretrain.world import build_world
 from musicrl.rewards.preference import PREFERENCE_FILE
-from musicrl.rewards.quality import QUALITY_FILE
+from musicrl.rewards.quality import QUALITY_FILE, QUALITY_JUDGE_FILE
 from musicrl.run import versions
 from musicrl.settings import to_tree
 
@@ -137,6 +137,14 @@ PARTS = (
         writes=(QUALITY_FILE,),
         has_checkpoint=True,
         minutes=20,
+    ),
+    Part(
+        name="quality-judge",
+        run=train_quality,
+        reads=("codec", "embedder", "policy"),
+        writes=(QUALITY_JUDGE_FILE,),
+        has_checkpoint=True,
+        minutes=8,
     ),
 )
 

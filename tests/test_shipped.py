@@ -25,7 +25,7 @@ def world() -> World:
 
 def test_shipped_weights_are_small_and_each_is_in_the_card() -> None:
     files = sorted(SHIPPED.glob("*.safetensors"))
-    models = "policy policy-noisy codec embedder semantic judge quality preference"
+    models = "policy policy-noisy codec embedder semantic judge quality quality-judge preference"
     assert {f.stem for f in files} == set(models.split())
     assert sum(f.stat().st_size for f in files) < 30 * MEGABYTE
     card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -1,8 +1,9 @@
 """Judges: scores of clips by models that no policy is ever rewarded with.
 
 One is a published music tagger, asked whether it hears what the caption asks for rather than the
-alternatives; another a joint embedding of other seed and front end than the rewarded one; those of
-`music.py` measure the sound. All have the signature of a reward, and none is in its table.
+alternatives; another a joint embedding of other seed and front end than the rewarded one; a third
+predicts opinions of quality, likewise beside the rewarded predictor; those of `music.py` measure the
+sound. All have the signature of a reward, and none is in its table.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ from musicrl.evaluation.music import Clipping, OnsetTempo, PitchVariety, Soundin
 from musicrl.evaluation.musicnn import SAMPLE_RATE, TAGS, Tagger
 from musicrl.prompts import attribute
 from musicrl.rewards.base import Reward
+from musicrl.rewards.quality import QUALITY_JUDGE_FILE, load_quality
 from musicrl.rewards.text import TextAdherence
 from musicrl.types import Clips, Prompt
 
-EMBEDDING, TAGGER = "embedding", "tagger"
+EMBEDDING, TAGGER, QUALITY = "embedding", "tagger", "quality"
 """Names of judges."""
+NO_QUALITY = (
+    f"no {QUALITY_JUDGE_FILE} in the world's folder: `musicrl pretrain quality-judge` makes it"
+)
 CALIBRATION = "calibration.json"
 """File in a world's folder: mean and deviation of the tagger's log-odds on its real clips."""
 TAGS_OF: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -143,9 +148,12 @@ def load_ears(folder: Path) -> Ears:
     """
     tags = TagScores(TagHearing(Tagger()), folder / CALIBRATION)
     model = MuLan.from_file(folder / "judge.safetensors", kind="judge")
+    has_quality = (folder / QUALITY_JUDGE_FILE).is_file()
+    quality = (load_quality(folder, QUALITY_JUDGE_FILE),) if has_quality else ()
     return Ears(
-        judges=(embedding_judge(model), *tag_judges(tags), *unlearned_judges()),
+        judges=(embedding_judge(model), *tag_judges(tags), *quality, *unlearned_judges()),
         embedders={"tagger": tags.hearing.features, "judge": partial(embed_windows, model)},
+        left_out={} if has_quality else {f"judge/{QUALITY}": NO_QUALITY},
     )
 
 

@@ -17,7 +17,7 @@ from musicrl.pretrain.embedder import EmbedderStageConfig, JudgeStageConfig, tra
 from musicrl.pretrain.fine import FineStageConfig, train_fine
 from musicrl.pretrain.policy import PolicyStageConfig, train_policy
 from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
-from musicrl.pretrain.quality import QualityStageConfig, train_quality
+from musicrl.pretrain.quality import QualityJudgeStageConfig, QualityStageConfig, train_quality
 from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
 from musicrl.pretrain.soundstream import SoundStreamStageConfig, train_soundstream
 from musicrl.pretrain.world import WorldConfig, build_world
@@ -34,6 +34,7 @@ STAGES: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, float]]]] = {
     "semantic": (SemanticStageConfig, fit_semantic),
     "policy": (PolicyStageConfig, train_policy),
     "quality": (QualityStageConfig, train_quality),
+    "quality-judge": (QualityJudgeStageConfig, train_quality),
     "fine": (FineStageConfig, train_fine),
     "soundstream": (SoundStreamStageConfig, train_soundstream),
 }

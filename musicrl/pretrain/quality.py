@@ -27,7 +27,7 @@ from musicrl.pretrain.progress import track
 from musicrl.pretrain.ratings import read_ratings
 from musicrl.pretrain.world import WorldData
 from musicrl.rewards.mos import MosConfig, MosPredictor
-from musicrl.rewards.quality import QUALITY_FILE, opinions
+from musicrl.rewards.quality import opinions
 from musicrl.world import World
 
 KINDS = (*DEGRADATIONS, TOKENS)
@@ -42,7 +42,9 @@ class QualityStageConfig:
     world: Path = Path("worlds/tiny")
     """Folder of rendered clips."""
     weights: Path = Path("worlds/tiny/weights")
-    """Folder with the other weights; receives quality.safetensors."""
+    """Folder with the other weights; receives the predictor's file."""
+    name: str = "quality"
+    """Of the predictor, and of its file."""
     ratings: Path | None = None
     """Parquet file of real ratings, columns `audio` and `score` (1 to 5), that replace the labels
     (none: graded degradations of the world's clips)."""
@@ -83,6 +85,19 @@ class QualityStageConfig:
             raise ValueError(f"contrast_weight must be 0 or more, got {self.contrast_weight}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class QualityJudgeStageConfig(QualityStageConfig):
+    """Training of the judge of quality: other clips' damage, another front end, width and seed."""
+
+    name: str = "quality-judge"
+    model: MosConfig = field(
+        default_factory=lambda: MosConfig(fft_size=800, hop_size=400, num_bands=48, width=64)
+    )
+    steps: int = 1500
+    checkpoint_every: int = 500
+    seed: int = 1000
+
+
 def train_quality(config: QualityStageConfig) -> dict[str, float]:
     """Train and write a predictor; resumes from its last checkpoint; returns validation figures."""
     torch.manual_seed(config.seed)
@@ -91,10 +106,10 @@ def train_quality(config: QualityStageConfig) -> dict[str, float]:
     check_lengths(train, model, config)
     groups = train.groups()
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.02)
-    checkpoint = StageCheckpoint(config.weights / ".quality.resume.safetensors")
+    checkpoint = StageCheckpoint(config.weights / f".{config.name}.resume.safetensors")
     first = checkpoint.restore(model, optimizer)
-    writer = SummaryWriter(str(config.weights / "tensorboard" / "quality"), purge_step=first)
-    for step in track(range(first, config.steps), description="training quality"):
+    writer = SummaryWriter(str(config.weights / "tensorboard" / config.name), purge_step=first)
+    for step in track(range(first, config.steps), description=f"training {config.name}"):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
         mel, labels, sources = _draw(train, groups, model, config, step)
@@ -110,7 +125,7 @@ def train_quality(config: QualityStageConfig) -> dict[str, float]:
             checkpoint.write(model, step + 1, optimizer)
             _report(writer, measure_quality(model, validation), step + 1)
     facts = measure_quality(model, validation)
-    model.save(config.weights / QUALITY_FILE, **facts)
+    model.save(config.weights / f"{config.name}.safetensors", **facts)
     checkpoint.remove()
     return facts
 

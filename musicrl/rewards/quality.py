@@ -22,6 +22,8 @@ from musicrl.types import Clips, Prompt
 
 QUALITY_FILE = "quality.safetensors"
 """Of a world's folder."""
+QUALITY_JUDGE_FILE = "quality-judge.safetensors"
+"""Likewise: a predictor that no policy is rewarded with and that no simulated choice followed."""
 QUALITY_RANGE = (LOWEST, HIGHEST)
 WINDOW_SECONDS = 20.0
 """Length of the windows of a clip of 30 s and more (paper section 3.3)."""
@@ -39,9 +41,8 @@ class Quality:
     scores 30 s alone). Silent, non-finite and very short clips get NaN.
     """
 
-    name = "quality"
-
-    def __init__(self, predictor: MosPredictor, *, batch: int = 64) -> None:
+    def __init__(self, predictor: MosPredictor, *, name: str = "quality", batch: int = 64) -> None:
+        self.name = name
         self._predictor = predictor
         self._device = torch.device("cpu")
         self._batch = batch
@@ -79,14 +80,14 @@ def window_frames(num_frames: int, frame_rate: float) -> int:
     return max(1, round(min(WINDOW_SECONDS * frame_rate, WINDOW_SHARE * num_frames)))
 
 
-def load_quality(folder: Path) -> Quality:
-    """The reward of a world's folder.
+def load_quality(folder: Path, file: str = QUALITY_FILE) -> Quality:
+    """The reward of a world's folder, or the judge of `QUALITY_JUDGE_FILE`.
 
     Raises FileNotFoundError naming the file and what makes it, ValueError when it is damaged.
     """
-    path = folder / QUALITY_FILE
+    path = folder / file
     if not path.is_file():
         raise FileNotFoundError(
-            f"no {QUALITY_FILE} in {folder}: `musicrl pretrain quality --weights {folder}` makes it"
+            f"no {file} in {folder}: `musicrl pretrain {path.stem} --weights {folder}` makes it"
         )
     return Quality(MosPredictor.from_file(path))

@@ -37,6 +37,7 @@ NAMES = [
     "policy",
     "policy-noisy",
     "quality",
+    "quality-judge",
     "preference-data",
     "preference",
 ]
@@ -57,6 +58,17 @@ MODEL = {
 }
 TOWERS = {"width": 16, "num_blocks": 2, "text_width": 16, "text_layers": 1, "window_seconds": 1.0}
 TRAINING = {"steps": 8, "batch_clips": 8, "checkpoint_every": 4}
+
+
+GRADING = {
+    "model": {"width": 8, "num_blocks": 1},
+    "clips": 4,
+    "coded_clips": 2,
+    "prompts": 2,
+    "measured": 2,
+    "crop_seconds": [0.5, 1.5],
+    **TRAINING,
+}
 
 
 def settings(soundfont: Path) -> dict[str, Any]:
@@ -84,15 +96,8 @@ def settings(soundfont: Path) -> dict[str, Any]:
         "semantic": {"semantic": {"width": 16}, "clips": 16, "steps": 6, "vectors_per_step": 500},
         "policy": {"model": MODEL, **TRAINING, "checkpoint_every": 30},
         "policy_noisy": {"model": MODEL, **TRAINING, "steps": 4},
-        "quality": {
-            "model": {"width": 8, "num_blocks": 1},
-            "clips": 4,
-            "coded_clips": 2,
-            "prompts": 2,
-            "measured": 2,
-            "crop_seconds": [0.5, 1.5],
-            **TRAINING,
-        },
+        "quality": GRADING,
+        "quality_judge": GRADING,
         "preference_data": {
             "pairs": 300,
             "rater": {"weights": {"sounding": 0.0}, "taste": 0.2},
@@ -146,9 +151,9 @@ def test_every_stage_is_made_once_whatever_happens(
 
     assert main([*args, "--json", str(tmp_path / "report.json")]) == 0
     printed = capsys.readouterr().out
-    assert "stage 1 of 12, world: finished before, in " in printed
+    assert "stage 1 of 13, world: finished before, in " in printed
     assert "policy: was interrupted, goes on from its checkpoint; all that is left takes" in printed
-    assert "stage 9 of 12, policy-noisy: begins; all that is left takes about " in printed
+    assert "stage 9 of 13, policy-noisy: begins; all that is left takes about " in printed
     after = made(out)
     assert {path: after[path] for path in before} == before
     report = json.loads((tmp_path / "report.json").read_text())
