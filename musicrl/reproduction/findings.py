@@ -182,6 +182,10 @@ def model_rows(seed: SeedFindings) -> list[dict[str, Any]]:
                 "kl_reference": RECIPES[name].start if name in RECIPES else BASE,
                 "rewards": _figures(result.columns, "reward/"),
                 "judges": _figures(result.columns, "judge/"),
+                "utility": {
+                    term: figure(change).to_json()
+                    for term, change in seed.panels[0].changes(name).items()
+                },
                 "mos": {rater: f.to_json() for rater, f in marks.get(name, {}).items()},
                 "kl": {
                     "reference": figure(measured.reference_kl).to_json(),

@@ -2,9 +2,9 @@
 
 A simulated rater marks a clip 1 to 5 (paper section 4.3): its utility, as `prefs simulate` models
 it, with the noise that makes two raters agree as configured, cut into five grades. The population
-is that of `prefs simulate`; tastes and noise are drawn anew. One panel hears text adherence through
-the rewarded embedding, as the choices did that the preference model learned from; the other through
-the judge's, which no reward and no choice ever met. Every name says what is simulated.
+is that of `prefs simulate`; tastes and noise are drawn anew. One panel hears text adherence and
+quality through the rewarded models, as the choices did that the preference model learned from; the
+other through the judges', which no reward and no choice ever met. Every name says what is simulated.
 
 Axes: L models, P prompts, R raters, M marked pairs.
 """
@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from musicrl.evaluation.judges import EMBEDDING, NO_QUALITY, QUALITY
 from musicrl.evaluation.winrate import Marks
 from musicrl.preference.raters import Pairs, SimulatedRaterConfig, SimulatedRaters
 from musicrl.preference.simulate import MEASURES
@@ -29,7 +30,8 @@ STREAM = 0x7A1E
 EDGES = np.array([-1.5, -0.5, 0.5, 1.5])
 """Between the five grades, in deviations of what is felt of the base's clips."""
 GUMBEL_MEAN, GUMBEL_DEVIATION = float(np.euler_gamma), float(np.pi / np.sqrt(6))
-TEXT = "text"
+JUDGED: Mapping[str, str] = {"text": f"judge/{EMBEDDING}", "quality": f"judge/{QUALITY}"}
+"""Where the held-out judges' scores stand, by the term that they take the place of."""
 SIMULATED, SIMULATED_JUDGE = "simulated raters", "simulated raters, held-out judge"
 
 
@@ -39,6 +41,11 @@ class Panel(Protocol):
     name: str
 
     def marks(self, a: str, b: str) -> Marks: ...
+
+    def changes(self, model: str) -> dict[str, Floats]:
+        """What a model's clips have more than the base's of each term that all like, float64 [P]
+        each, in deviations among clips of a prompt; none where there are no terms."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +81,9 @@ class JudgePanel:
         """One pair a prompt, [P]."""
         return Marks(a=self._scores[a], b=self._scores[b], prompt=np.arange(len(self._scores[a])))
 
+    def changes(self, model: str) -> dict[str, Floats]:
+        return {}
+
 
 class SimulatedPanel:
     """Raters of the clips of L models, on the scale of the base's.
@@ -87,26 +97,28 @@ class SimulatedPanel:
         name: str,
         models: Mapping[str, Measured],
         *,
-        adherence: str,
+        heard: Mapping[str, str],
         base: str,
         control: str,
         config: PanelConfig,
         seed: int,
     ) -> None:
+        """`heard` names the columns of terms that are not heard as they were rewarded. Raises
+        ValueError naming a term that was not measured."""
         self.name = name
         self._names, self._config, self._seed = list(models), config, seed
         pair = self._names.index(base), self._names.index(control)
+        weights = {term: weight for term, weight in config.rater.weights.items() if weight}
+        self._terms = {term: on_scale(_scores(term, models, heard), pair) for term in weights}
+        """float64 [L, P] each."""
         shared = np.zeros((len(models), len(models[base].result.prompts)))
-        for term, weight in config.rater.weights.items():
-            if weight:
-                column = column_of(term, adherence)
-                scores = np.stack([m.result.columns[column] for m in models.values()])
-                shared += weight * on_scale(scores, pair)
+        for term, weight in weights.items():
+            shared += weight * self._terms[term]
         tastes = self._tastes(models, pair)
         self._raters = SimulatedRaters(
             shared.ravel(), tastes.reshape(len(tastes), -1), config.rater, _known(shared, pair)
         )
-        self._num_prompts = shared.shape[1]
+        self._base, self._num_prompts = pair[0], shared.shape[1]
         self._felt: Floats = (self._raters.utilities / self._raters.temperature).reshape(
             tastes.shape
         )
@@ -128,6 +140,10 @@ class SimulatedPanel:
             b=self._grade(felt[:, second], -bias, is_awake, rng),
             prompt=prompt,
         )
+
+    def changes(self, model: str) -> dict[str, Floats]:
+        row = self._names.index(model)
+        return {term: scores[row] - scores[self._base] for term, scores in self._terms.items()}
 
     @property
     def _centre(self) -> float:
@@ -170,12 +186,20 @@ def on_scale(scores: Floats, pair: tuple[int, int]) -> Floats:
     return scaled
 
 
-def column_of(term: str, adherence: str) -> str:
-    """Where a term of a rater's utility stands among the measured columns; `adherence` is where
-    text adherence does."""
-    if term == TEXT:
-        return adherence
-    return f"judge/{term}" if term in MEASURES else f"reward/{term}"
+def column_of(term: str, heard: Mapping[str, str]) -> str:
+    """Where a term of a rater's utility stands among the measured columns."""
+    usual = f"judge/{term}" if term in MEASURES else f"reward/{term}"
+    return heard.get(term, usual)
+
+
+def _scores(term: str, models: Mapping[str, Measured], heard: Mapping[str, str]) -> Floats:
+    """A term of all models, float64 [L, P]. Raises ValueError when it was not measured."""
+    column = column_of(term, heard)
+    for measured in models.values():
+        if column not in measured.result.columns:
+            hint = f": {NO_QUALITY}" if column == JUDGED["quality"] else ""
+            raise ValueError(f"the raters' term {term!r} needs {column!r}, not measured{hint}")
+    return np.stack([m.result.columns[column] for m in models.values()])
 
 
 def panels_of(
@@ -183,11 +207,11 @@ def panels_of(
 ) -> list[Panel]:
     """All who compare the models; the first one's verdict counts. `seed` is the run's."""
 
-    def simulated(name: str, adherence: str) -> SimulatedPanel:
+    def simulated(name: str, heard: Mapping[str, str]) -> SimulatedPanel:
         return SimulatedPanel(
             name,
             models,
-            adherence=adherence,
+            heard=heard,
             base=base,
             control=control,
             config=config,
@@ -195,8 +219,8 @@ def panels_of(
         )
 
     return [
-        simulated(SIMULATED_JUDGE, "judge/embedding"),
-        simulated(SIMULATED, "reward/text"),
+        simulated(SIMULATED_JUDGE, JUDGED),
+        simulated(SIMULATED, {}),
         JudgePanel("judge: embedding", "judge/embedding", models),
         JudgePanel("judge: tagger", "judge/tagger", models),
     ]

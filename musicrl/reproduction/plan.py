@@ -11,7 +11,7 @@ from musicrl.evaluation.rows import heldout
 from musicrl.reproduction.budget import TIMED, TIMED_PROMPTS, affordable_updates, timed
 from musicrl.reproduction.config import ReproduceConfig
 from musicrl.reproduction.measured import measure
-from musicrl.reproduction.recipes import BASE, RECIPES, run_settings
+from musicrl.reproduction.recipes import BASE, run_settings, share_of
 from musicrl.reproduction.records import Records, digest_of
 from musicrl.reproduction.reproduce import Seed, seeds_of
 from musicrl.rewards.mix import make_mix
@@ -50,7 +50,7 @@ def _plan(config: ReproduceConfig) -> int:
     seed = seeds_of(config, lambda _: None)[0]
     costs: dict[float, float] = {}
     for name in config.models:
-        share = RECIPES[name].share
+        share = share_of(name, config.scale)
         costs[share] = costs.get(share, 0.0) + _seconds_of_update(seed, name)
     assert config.budget_minutes is not None
     return affordable_updates(

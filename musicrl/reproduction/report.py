@@ -19,7 +19,7 @@ SIMULATED = (
     "simulated raters, unless its file says otherwise."
 )
 REWARDS = ("text", "quality", "preference")
-JUDGES = ("embedding", "tagger", "pitch-variety", "sounding")
+JUDGES = ("embedding", "tagger", "quality", "pitch-variety", "sounding")
 DIVERSITY = ("spread/judge", "spread/tagger", "silent", "clipped", "longest-note")
 DISTANCES = ("frechet/judge", "kernel/judge", "frechet/tagger", "kernel/tagger")
 
@@ -119,7 +119,7 @@ def pair_table(pairs: Sequence[PairFinding]) -> Table:
 
 
 def model_tables(report: Report) -> Iterator[tuple[str, Table]]:
-    """Rewards and judges, opinions, and the set of clips of every model."""
+    """Rewards and judges, opinions and what they are made of, and the clips of every model."""
     rows = report.models
     rewards = {f"reward: {name}": ("rewards", name) for name in REWARDS}
     judges = {f"judge: {name}": ("judges", name) for name in JUDGES}
@@ -127,6 +127,10 @@ def model_tables(report: Report) -> Iterator[tuple[str, Table]]:
     raters = dict.fromkeys(rater for row in rows for rater in row["mos"])
     yield "Mean opinion, 1 to 5", _columns(rows, {name: ("mos", name) for name in raters})
     yield "Divergence, nats a clip", _divergences(rows)
+    terms = dict.fromkeys(term for row in rows for term in row["utility"])
+    if terms:
+        title = "What the raters like, more than of the base, in deviations among clips of a prompt"
+        yield title, _columns(rows, {term: ("utility", term) for term in terms})
     diversity = {name: ("diversity", name) for name in DIVERSITY}
     yield "Diversity", _columns(rows, diversity)
     distances = {name: ("distances", name) for name in DISTANCES}

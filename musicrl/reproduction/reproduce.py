@@ -30,7 +30,7 @@ from musicrl.reproduction.recipes import BASE, RECIPES, run_settings
 from musicrl.reproduction.records import Records, digest_of
 from musicrl.rewards.mix import RewardConfig, make_mix
 from musicrl.rewards.preference import PREFERENCE_FILE
-from musicrl.rewards.quality import QUALITY_FILE
+from musicrl.rewards.quality import QUALITY_FILE, QUALITY_JUDGE_FILE
 from musicrl.run import Run
 from musicrl.settings import to_tree
 from musicrl.types import Prompt
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 ALL_REWARDS = {"text": 1.0, "quality": 1.0, "preference": 1.0}
 SOUND = ("codec.safetensors", "embedder.safetensors", FINE_FILE)
 """Of a world's folder: what decides how tokens sound and what text adherence is."""
-JUDGES = ("judge.safetensors", CALIBRATION, QUALITY_FILE)
+JUDGES = ("judge.safetensors", CALIBRATION, QUALITY_FILE, QUALITY_JUDGE_FILE)
 """What else of it decides a measurement."""
 CONTROL_SEED = 1_000_003
 """Added to the seed of the measurement for the control."""

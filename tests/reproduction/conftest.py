@@ -30,7 +30,8 @@ def loop_world(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("loop") / "world"
     shutil.copytree(tiny_world, folder)
     torch.manual_seed(11)
-    MosPredictor(MosConfig(width=8, num_blocks=1)).save(folder / "quality.safetensors")
+    for name in ("quality", "quality-judge"):
+        MosPredictor(MosConfig(width=8, num_blocks=1)).save(folder / f"{name}.safetensors")
     policy = MusicLM.from_file(folder / "policy.safetensors")
     model = PreferenceModel.from_policy(policy)
     torch.nn.init.normal_(model.head.weight)
@@ -53,6 +54,7 @@ def small(loop_world: Path) -> Small:
             "panel": {"rater": {"weights": {"text": 1.0}, "taste": 0.3, "raters": 20}},
             "scale": {
                 "updates": 5,
+                "shares": {"U": 0.6, "RU": 0.4},
                 "prompts_per_step": 2,
                 "samples_per_prompt": 2,
                 "clip_seconds": 0.4,

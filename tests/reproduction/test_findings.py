@@ -36,6 +36,9 @@ class Grades:
     def marks(self, a: str, b: str) -> Marks:
         return Marks(a=self._of(a), b=self._of(b), prompt=np.arange(4))
 
+    def changes(self, model: str) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+        return {}
+
     def _of(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         marks = np.full(4, self._grades[name])
         marks[0] = self._odd.get(name, marks[0])

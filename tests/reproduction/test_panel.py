@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from musicrl.evaluation.winrate import opinion, win_rate
 from musicrl.preference.raters import SimulatedRaterConfig
 from musicrl.reproduction.measured import Measured
 from musicrl.reproduction.panel import (
+    JUDGED,
     SIMULATED,
     SIMULATED_JUDGE,
     JudgePanel,
@@ -51,11 +54,13 @@ MODELS = {
 }
 
 
-def panel(config: PanelConfig = CONFIG, adherence: str = "reward/text") -> SimulatedPanel:
+def panel(
+    config: PanelConfig = CONFIG, heard: Mapping[str, str] = MappingProxyType({})
+) -> SimulatedPanel:
     return SimulatedPanel(
         SIMULATED,
         MODELS,
-        adherence=adherence,
+        heard=heard,
         base="base",
         control="again",
         config=config,
@@ -90,7 +95,7 @@ def test_a_better_model_wins_and_has_the_better_opinion() -> None:
 
 
 def test_who_hears_by_the_heldout_judge_is_not_fooled() -> None:
-    by_reward, by_judge = panel(), panel(adherence="judge/embedding")
+    by_reward, by_judge = panel(), panel(heard=JUDGED)
     assert win_rate(by_reward.marks("hacked", "base")).low > 0.5
     assert win_rate(by_judge.marks("hacked", "base")).high < 0.5
 
@@ -113,7 +118,7 @@ def test_a_clip_without_a_score_is_left_out() -> None:
     found = SimulatedPanel(
         SIMULATED,
         models,
-        adherence="reward/text",
+        heard={},
         base="base",
         control="again",
         config=CONFIG,
@@ -129,11 +134,33 @@ def test_the_scale_is_the_bases_by_hand() -> None:
     np.testing.assert_allclose(on_scale(scores, (0, 1)), expected)
 
 
+def test_changes_are_paired_and_in_deviations_of_the_bases_clips() -> None:
+    change = panel().changes("better")["text"]
+    scores = {name: MODELS[name].result.columns["reward/text"] for name in MODELS}
+    deviation = np.sqrt(np.mean((scores["base"] - scores["again"]) ** 2) / 2)
+    np.testing.assert_allclose(change, (scores["better"] - scores["base"]) / deviation)
+    assert not panel().changes("base")["text"].any()
+    assert JudgePanel("judge: tagger", "judge/tagger", MODELS).changes("better") == {}
+
+
 def test_what_never_differs_counts_for_nothing() -> None:
     np.testing.assert_array_equal(on_scale(np.ones((3, 2)), (0, 1)), np.zeros((3, 2)))
 
 
 def test_where_terms_are_measured() -> None:
-    assert column_of("text", "judge/embedding") == "judge/embedding"
-    assert column_of("pitch-variety", "reward/text") == "judge/pitch-variety"
-    assert column_of("quality", "reward/text") == "reward/quality"
+    assert [column_of(term, JUDGED) for term in ("text", "quality", "pitch-variety")] == [
+        "judge/embedding",
+        "judge/quality",
+        "judge/pitch-variety",
+    ]
+    assert [column_of(term, {}) for term in ("text", "quality", "sounding")] == [
+        "reward/text",
+        "reward/quality",
+        "judge/sounding",
+    ]
+
+
+def test_a_term_that_was_not_measured_is_named() -> None:
+    config = PanelConfig(rater=SimulatedRaterConfig(weights={"text": 1.0, "quality": 1.0}))
+    with pytest.raises(ValueError, match=r"'quality' needs 'judge/quality', .*pretrain quality-"):
+        panels_of(MODELS, base="base", control="again", config=config, seed=0)

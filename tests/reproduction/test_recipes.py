@@ -27,8 +27,16 @@ def test_the_joint_model_has_as_many_updates_as_r_and_ru() -> None:
     presets = {name: load_config(recipe.preset).iterations for name, recipe in RECIPES.items()}
     assert presets["joint"] == presets["R"] + presets["RU"]
     scaled = {name: updates_of(name, ScaleConfig(updates=60)) for name in RECIPES}
-    assert scaled == {"MuLan": 60, "Quality": 60, "R": 60, "U": 60, "RU": 30, "joint": 90}
+    assert scaled == {"MuLan": 60, "Quality": 60, "R": 60, "U": 12, "RU": 6, "joint": 66}
     assert updates_of("RU", ScaleConfig(updates=1)) == 1
+
+
+def test_updates_are_in_the_papers_proportions_unless_told_otherwise() -> None:
+    paper = {"R": 10_000, "U": 2_000, "RU": 1_000}  # section 4.4
+    assert {name: updates_of(name, ScaleConfig(updates=10_000)) for name in paper} == paper
+    told = ScaleConfig(updates=60, shares={"U": 1.0})
+    assert [updates_of(name, told) for name in ("R", "U", "RU")] == [60, 60, 6]
+    assert updates_of("U", ScaleConfig()) == 120
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -60,3 +68,7 @@ def test_a_run_starts_where_it_is_told_and_decays_to_its_end(name: str, tmp_path
 def test_scales_below_one_are_refused() -> None:
     with pytest.raises(ValueError, match=r"scale.updates must be 1 or more"):
         ScaleConfig(updates=0)
+    with pytest.raises(ValueError, match=r"scale.shares names 'UR'"):
+        ScaleConfig(shares={"UR": 1.0})
+    with pytest.raises(ValueError, match=r"scale.shares.U must be above 0, got 0"):
+        ScaleConfig(shares={"U": 0})
