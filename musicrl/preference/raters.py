@@ -28,11 +28,16 @@ class SimulatedRaterConfig:
     """What simulated raters like. Every number is this project's choice, none is the paper's."""
 
     weights: Mapping[str, float] = field(
-        default_factory=lambda: {"text": 0.5, "pitch-variety": 0.5, "sounding": 0.5}
+        default_factory=lambda: {
+            "text": 0.5,
+            "quality": 0.0,
+            "pitch-variety": 0.5,
+            "sounding": 0.5,
+        }
     )
     """Weight of each score in the utility that all share, by the name of a reward or of a measure
     of the sound; each is first scaled to deviate by 1 among the clips of a prompt. A weight of 0
-    is reported, not liked."""
+    is reported where the world has a model for it, not liked."""
     taste: float = 1.0
     """Weight of a rater's own taste, scaled likewise."""
     raters: int = 100

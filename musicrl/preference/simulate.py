@@ -206,7 +206,7 @@ def score_clips(config: SimulateConfig) -> ScoredClips:
         batches: Iterable[SampledClips] = sample_clips(config.clips)
     else:
         batches = hear_pool(config.pool, read_pool(config.pool), world.sample_rate)
-    terms = {name: make_term(name, world) for name in config.rater.weights}
+    terms = make_terms(config.rater.weights, world)
     clips: list[PlayableClip] = []
     rows, embeddings = [], []
     for batch in batches:
@@ -221,6 +221,21 @@ def score_clips(config: SimulateConfig) -> ScoredClips:
     scores = dict(zip(terms, columns, strict=True))
     needed = [scores[name] for name, weight in config.rater.weights.items() if weight]
     return _scored(clips, scores, np.concatenate(embeddings), needed)
+
+
+def make_terms(weights: Mapping[str, float], world: RewardWorld) -> dict[str, Reward]:
+    """The terms of the weights; one of weight 0 that this world has no model for is left out.
+
+    Raises as `make_term`, and FileNotFoundError naming the model that another term lacks.
+    """
+    terms = {}
+    for name, weight in weights.items():
+        try:
+            terms[name] = make_term(name, world)
+        except FileNotFoundError:
+            if weight:
+                raise
+    return terms
 
 
 def make_term(name: str, world: RewardWorld) -> Reward:

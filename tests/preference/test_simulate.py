@@ -11,7 +11,7 @@ from cluster.cli import EXIT_FAULT, main
 from musicrl.audio import read_wav, write_wav
 from musicrl.preference.dataset import read_comparisons
 from musicrl.preference.pool import POOL_STEP, hear_pool, read_pool
-from musicrl.preference.simulate import SimulateConfig, score_clips
+from musicrl.preference.simulate import SimulateConfig, make_terms, score_clips
 from musicrl.rewards.text import TextAdherence
 from musicrl.rollout import RolloutWorker
 from musicrl.sampler.sampling import SamplingConfig
@@ -171,3 +171,10 @@ def test_one_sentence(flags: list[str], sentence: str, capsys: pytest.CaptureFix
     err = capsys.readouterr().err
     assert sentence in err
     assert err.count("\n") == 1
+
+
+def test_a_term_that_nobody_likes_needs_no_model(tiny_world: Path) -> None:
+    world = World.load(tiny_world)
+    assert make_terms({"text": 1.0, "quality": 0.0}, world).keys() == {"text"}
+    with pytest.raises(FileNotFoundError, match=r"no quality.safetensors"):
+        make_terms({"text": 1.0, "quality": 0.1}, world)
