@@ -9,9 +9,10 @@ others what to do. It knows no sampler and no reward.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import ray
 import torch
@@ -24,12 +25,13 @@ from musicrl.config import TrainConfig
 from musicrl.device import role_device
 from musicrl.evaluation.heldout import Divergence, EvaluationChunk
 from musicrl.learner import Learner, StepReport
-from musicrl.ranks import find_store, join_group, open_store
+from musicrl.ranks import Ranks, find_store, join_group, open_store
 from musicrl.run import Run
 from musicrl.types import Experience, RewardBatch, Rollouts, Weights
 from musicrl.worlds import load_world
 
 Pair = tuple["ObjectRef[Rollouts]", "ObjectRef[RewardBatch]"]
+Made = TypeVar("Made")
 
 
 class LearnerActor:
@@ -60,11 +62,15 @@ class LearnerActor:
     def join(self, rank: int, host: str, port: int) -> None:
         """Meet the other ranks, and share the steps from now on. Raises ConnectionError."""
         store = self._store or find_store(host, port, self._timeout)
-        size = self.config.cluster.num_learners
-        group = join_group(
-            store, rank=rank, size=size, host=self._host, timeout_seconds=self._timeout
+        join = joining(self.config.cluster.learner_sharding, self.learner.device)
+        ranks = join(
+            store,
+            rank=rank,
+            size=self.config.cluster.num_learners,
+            host=self._host,
+            timeout_seconds=self._timeout,
         )
-        self.learner.share(group)
+        self.learner.share(ranks)
 
     @property
     def _timeout(self) -> float:
@@ -80,9 +86,8 @@ class LearnerActor:
         fetched, where checkpoints have a URL."""
         if not checkpoint.exists():
             Run.of(self.config).fetch()
-        others = [follower.restore.remote(checkpoint) for follower in self.followers]
-        self.learner.restore(checkpoint)
-        ray.get(others, timeout=self._timeout)
+        following = [follower.restore.remote(checkpoint) for follower in self.followers]
+        self._lead(following, lambda: self.learner.restore(checkpoint))
         return self.learner.version
 
     @ray.method(num_returns=2)
@@ -96,15 +101,25 @@ class LearnerActor:
         self.fetch(step, pairs)
         ray.get(fetching, timeout=self._timeout)
         following = [follower.follow.remote(step) for follower in self.followers]
+        found = self._lead(following, lambda: self._learn(step))
+        if self._archive is not None and self._fetched is not None:
+            self._archive.write(*self._fetched)
+        return found
+
+    def _lead(self, following: Sequence[ObjectRef[None]], work: Callable[[], Made]) -> Made:
+        """What this rank makes while the others follow; their faults are faults of this task."""
         try:
-            found = self._learn(step)
+            made = work()
         except ConnectionError:
             ray.get(following, timeout=self._timeout)  # raises what became of the one that is gone
             raise
         ray.get(following, timeout=self._timeout)
-        if self._archive is not None and self._fetched is not None:
-            self._archive.write(*self._fetched)
-        return found
+        return made
+
+    @property
+    def _holders(self) -> Sequence[Any]:
+        """Followers that hold what this rank lacks: they take part in all that needs the weights."""
+        return self.followers if self.config.cluster.learner_sharding == "full" else ()
 
     def fetch(self, step: int, pairs: Sequence[Pair]) -> None:
         """Have the experience of a step at hand."""
@@ -129,12 +144,36 @@ class LearnerActor:
 
     def weights(self) -> Weights:
         """The current version."""
-        return self.learner.weights()
+        following = [holder.follow_weights.remote() for holder in self._holders]
+        return self._lead(following, self.learner.weights)
+
+    def follow_weights(self) -> None:
+        """Give this rank's part of them."""
+        self.learner.weights()
 
     def divergence(self, chunk: EvaluationChunk, rollouts: Rollouts) -> Divergence:
         """How far the policy is from the base on held-out clips."""
-        return self.learner.divergence(chunk, rollouts)
+        following = [h.follow_divergence.remote(chunk, rollouts) for h in self._holders]
+        return self._lead(following, lambda: self.learner.divergence(chunk, rollouts))
+
+    def follow_divergence(self, chunk: EvaluationChunk, rollouts: Rollouts) -> None:
+        """Give this rank's part of the weights that say so."""
+        self.learner.divergence(chunk, rollouts)
 
     def save(self) -> Path:
         """Write a checkpoint of the current version into the run's folder."""
-        return self.learner.save(Run.of(self.config))
+        following = [holder.follow_save.remote() for holder in self._holders]
+        return self._lead(following, lambda: self.learner.save(Run.of(self.config)))
+
+    def follow_save(self) -> None:
+        """Give this rank's part of a checkpoint."""
+        self.learner.gather()
+
+
+def joining(sharding: Literal["none", "full"], device: torch.device) -> Callable[..., Ranks]:
+    """How learners on such devices meet."""
+    if sharding == "none":
+        return join_group
+    from musicrl.sharding import join_sharded  # a second to load
+
+    return partial(join_sharded, device=device)

@@ -87,6 +87,9 @@ class ClusterConfig:
     num_learners: int = 1
     """Learners that share every update. Ranks differ from one process in roundings alone, which
     Adam's first steps, where gradients are nothing but rounding, can make as large as its rate."""
+    learner_sharding: Literal["none", "full"] = "none"
+    """What several learners hold of policy, reference, value network and optimizers: none: all of
+    it each, gradients are added up; full: a part of each layer, gathered while it runs (FSDP2)."""
     learner_host: str = "127.0.0.1"
     """Address that several learners listen on for each other; on several nodes, `node`: each its
     own node's."""
@@ -134,9 +137,21 @@ class ClusterConfig:
             )
         if self.straggler_factor is not None and not self.straggler_factor > 1:
             raise ValueError(f"straggler_factor must be above 1, got {self.straggler_factor}")
+        self._check_sharding()
         if not self.task_timeout_seconds > 0:
             raise ValueError(
                 f"task_timeout_seconds must be above 0, got {self.task_timeout_seconds}"
+            )
+
+    def _check_sharding(self) -> None:
+        if self.learner_sharding not in ("none", "full"):
+            raise ValueError(f"learner_sharding {self.learner_sharding!r} is neither none nor full")
+        if self.learner_sharding == "full" and self.num_learners == 1:
+            raise ValueError("learner_sharding full needs num_learners of 2 or more, got 1")
+        if self.learner_sharding == "full" and 0 < self.learner_gpus < 1:
+            raise ValueError(
+                f"learner_sharding full needs learner_gpus of 0 or whole ones, got "
+                f"{self.learner_gpus:g}: nccl has one rank on a GPU"
             )
 
 
@@ -253,6 +268,11 @@ class TrainConfig:
             raise ValueError(
                 "model.lora.rank above 0 leaves nothing to update.parts and "
                 "update.muon_learning_rate: the adapters learn, by Adam"
+            )
+        if self.model.lora.rank and self.cluster.learner_sharding == "full":
+            raise ValueError(
+                "cluster.learner_sharding full does not go with model.lora.rank above 0: adapters "
+                "and their base are one network"
             )
         has_kl = self.algorithm.alpha > 0 or self.algorithm.report_kl
         if "max_kl" in self.guards.stop and not has_kl:

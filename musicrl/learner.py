@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from musicrl.algorithms import make_algorithm
 from musicrl.checkpoint import load_tensors, save_tensors
@@ -24,7 +25,7 @@ from musicrl.checkpoint_folder import read_state
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import Divergence, EvaluationChunk, divergence
 from musicrl.playable import PlayableWorld
-from musicrl.policies.lora import Base, adapt
+from musicrl.policies.lora import Base, adapt, merged
 from musicrl.policies.value import make_value_network
 from musicrl.ranks import Ranks
 from musicrl.rewards.mix import failures
@@ -119,8 +120,9 @@ class Learner:
         return self._latest
 
     def share(self, ranks: Ranks) -> None:
-        """Do the steps from now on as one of several ranks."""
-        self.update.ranks = ranks
+        """Do the steps, from the first one on, as one of several ranks. Where they hold parts of
+        the networks, each must do whatever one of them does."""
+        self.update.share(ranks)
 
     def weights(self) -> Weights:
         """The current version, good until the next step."""
@@ -135,14 +137,25 @@ class Learner:
             for array in (rollouts.tokens, rollouts.conditions)
         )
         kept = None if rollouts.kept is None else torch.tensor(rollouts.kept, device=self.device)
-        return divergence(chunk, self.policy, self.base, tokens, conditions, self.sampling, kept)
+        with self.update.ranks.watch():
+            return divergence(
+                chunk, self.policy, self.base, tokens, conditions, self.sampling, kept
+            )
+
+    def gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint holds: the policy's tensors, the update's, and its numbers. Where ranks
+        hold parts, all of them must gather together."""
+        with self.update.ranks.watch():
+            policy = merged(self.policy)
+        return policy, *self.update.state_dict()
 
     def save(self, run: Run) -> Path:
-        """Write a checkpoint of the current version into the run's folder."""
-        tensors, numbers = self.update.state_dict()
+        """Write a checkpoint of the current version into the run's folder; what other ranks hold
+        they `gather` meanwhile."""
+        policy, tensors, numbers = self.gather()
 
         def write(folder: Path) -> None:
-            self._save_policy(self.policy, folder / POLICY)
+            self._save_policy(policy, folder / POLICY)
             save_tensors(folder / LEARNER, tensors, kind="learner", config={})
 
         state = {"learner": numbers, **self._lora_state}

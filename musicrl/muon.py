@@ -2,7 +2,8 @@
 
 The step is that of `torch.optim.Muon`, and so is its state. What differs is the precision of the
 orthogonalisation: float32 on a CPU, where bfloat16 products are many times slower unless the
-processor has instructions for them; bfloat16 elsewhere, as torch does it.
+processor has instructions for them; bfloat16 elsewhere, as torch does it. Ranks that hold a part of
+each matrix keep a part of its momentum; every rank orthogonalises the whole of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from musicrl.ranks import Alone, Ranks
+
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 NUM_ITERATIONS = 5
 TINY = 1e-7
@@ -21,8 +24,16 @@ TINY = 1e-7
 class Muon(torch.optim.Optimizer):
     """Of matrices alone; a group's `lr` is the length of a step along each direction."""
 
-    def __init__(self, groups: Iterable[Any], *, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        groups: Iterable[Any],
+        *,
+        momentum: float,
+        weight_decay: float,
+        ranks: Ranks | None = None,
+    ) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
+        self._ranks: Ranks = ranks or Alone()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -39,10 +50,11 @@ class Muon(torch.optim.Optimizer):
         assert grad is not None
         mean = state.setdefault("momentum_buffer", torch.zeros_like(grad))
         mean.lerp_(grad, 1 - group["momentum"])
-        direction = orthogonalise(grad.lerp(mean, group["momentum"]))
+        direction = orthogonalise(self._ranks.whole(grad.lerp(mean, group["momentum"])))
         height, width = matrix.shape
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(direction, alpha=-group["lr"] * max(1.0, height / width) ** 0.5)
+        step = self._ranks.part(direction, matrix)
+        matrix.add_(step, alpha=-group["lr"] * max(1.0, height / width) ** 0.5)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:

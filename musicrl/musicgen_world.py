@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from musicrl.checkpoint import save_tensors
 from musicrl.codecs.huggingface import HuggingFaceCodec
@@ -27,7 +27,6 @@ from musicrl.layout import Layout
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.policies.folder import licence, locate, read_json
-from musicrl.policies.lora import merged
 from musicrl.policies.musicgen import KIND, MusicGen, read_config
 from musicrl.settings import build, read_yaml
 from musicrl.world import DECODE_CLIPS
@@ -162,10 +161,10 @@ class MusicGenWorld:
         self.policy.to(device)
         self.codec.to(device)
 
-    def save_policy(self, policy: nn.Module, path: Path) -> None:
+    def save_policy(self, tensors: Mapping[str, Tensor], path: Path) -> None:
         """Write what learns, with the licence of what it was learned from."""
         config = {**asdict(self.policy.config), "licence": self.model.licence}
-        save_tensors(path, merged(policy), kind=KIND, config=config)
+        save_tensors(path, tensors, kind=KIND, config=config)
 
 
 def read_world(folder: Path) -> MusicGenWorldConfig:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from musicrl.muon import Muon
+from musicrl.ranks import Alone, Ranks
 
 PEAK = "peak_lr"
 """Key of a parameter group: its rate before the schedule."""
@@ -42,8 +43,12 @@ class Optimizer:
     gradient.
     """
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(
+        self, module: nn.Module, config: OptimizerConfig, ranks: Ranks | None = None
+    ) -> None:
+        """`ranks` hold the module between them (none: this process alone)."""
         self.config = config
+        self._ranks: Ranks = ranks or Alone()
         self.num_steps = 0
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self._stepping: list[torch.optim.Optimizer] = []
@@ -61,7 +66,8 @@ class Optimizer:
                 for weight, scale in matrices
             ]
             momentum, decay = config.muon_momentum, config.weight_decay
-            self._stepping.append(Muon(groups, momentum=momentum, weight_decay=decay))
+            muon = Muon(groups, momentum=momentum, weight_decay=decay, ranks=self._ranks)
+            self._stepping.append(muon)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -86,7 +92,10 @@ class Optimizer:
         """Apply and clear the gradients; their norm before clipping, or None and unchanged weights
         when the norm or `loss` is not finite."""
         limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        total = self._ranks.whole(nn.utils.get_total_norm(grads))
+        nn.utils.clip_grads_with_norm_(self.parameters, limit, total)
+        norm = float(total)
         is_sound = math.isfinite(norm) and math.isfinite(loss)
         if is_sound:
             for optimizer in self._stepping:
@@ -99,9 +108,10 @@ class Optimizer:
         return norm if is_sound else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Copies of the moments, named `<optimizer>.<parameter number>.<moment>`."""
+        """Copies of the moments, whole and on the CPU, named `<optimizer>.<parameter
+        number>.<moment>`."""
         return {
-            f"{o}.{i}.{name}": value.clone()
+            f"{o}.{i}.{name}": self._ranks.whole(value).to("cpu", copy=True)
             for o, optimizer in enumerate(self._stepping)
             for i, moments in optimizer.state_dict()["state"].items()
             for name, value in moments.items()
@@ -112,12 +122,19 @@ class Optimizer:
         states: dict[int, dict[int, dict[str, Any]]] = {}
         for key, tensor in tensors.items():
             o, i, name = key.split(".")
-            states.setdefault(int(o), {}).setdefault(int(i), {})[name] = tensor.clone()
+            own = tensor.clone() if name == "step" else self._own(int(o), int(i), tensor)
+            states.setdefault(int(o), {}).setdefault(int(i), {})[name] = own
         for number, optimizer in enumerate(self._stepping):
             state = states.get(number, {})
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.num_steps = num_steps
+
+    def _own(self, optimizer: int, number: int, moment: Tensor) -> Tensor:
+        """What this rank holds of a parameter's moment."""
+        groups = self._stepping[optimizer].param_groups
+        parameter = [p for group in groups for p in group["params"]][number]
+        return self._ranks.part(moment.clone(), parameter)
 
 
 def choose_parts(module: nn.Module, parts: Sequence[str]) -> None:

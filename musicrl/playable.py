@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
 from musicrl.codecs.base import Codec
 from musicrl.layout import Layout
@@ -63,6 +64,6 @@ class PlayableWorld(RewardWorld, Protocol):
         """Bring to `device` all that samples and decodes; the embedder stays where it is."""
         ...
 
-    def save_policy(self, policy: nn.Module, path: Path) -> None:
-        """Write a policy of this world's shape, whole or not at all: a file to load it with."""
+    def save_policy(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Write a policy's tensors, of this world's shape, whole or not at all: a file to load it with."""
         ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from musicrl.checkpoint import load_into
 from musicrl.optimizer import Optimizer, choose_parts
 from musicrl.policies.base import Policy
 from musicrl.policies.flat import digest, flatten
-from musicrl.policies.recompute import recompute
+from musicrl.policies.recompute import layers, recompute
 from musicrl.policies.value import make_value_network
 from musicrl.ranks import Alone, Ranks
 from musicrl.sampler.sampling import SamplingConfig, grid_log_probs
@@ -63,18 +63,28 @@ class PolicyUpdate:
         self.sampling = sampling
         self.config = config
         self.version = 0
-        self.ranks: Ranks = ranks or Alone()
         self._streams = cast(Policy, policy).layout.stream_names
         self._reference = self._frozen(policy, reference)
         choose_parts(policy, config.parts)
-        self._optimizer = Optimizer(policy, config.policy_optimizer)
         self._value: nn.Module | None = None
         self._value_offset: float | None = None  # mean return of the first update
         if algorithm.needs_value:
             self._value = (make_value_network(policy) if value is None else value).eval()
-            self._value_optimizer = Optimizer(self._value, config.value_optimizer)
         if config.gradient_checkpointing:
             recompute(self.policy, self._value)
+        self.share(ranks or Alone())
+
+    def share(self, ranks: Ranks) -> None:
+        """Do the updates, from the first one on, as one of several ranks. Of a `state_dict` too all
+        ranks that hold parts must ask, and of `weights`."""
+        assert self.version == 0
+        self.ranks = ranks
+        for network in (self.policy, self._reference, self._value):
+            if network is not None:
+                ranks.spread(network, layers(network))
+        self._optimizer = Optimizer(self.policy, self.config.policy_optimizer, ranks)
+        if self._value is not None:
+            self._value_optimizer = Optimizer(self._value, self.config.value_optimizer, ranks)
 
     def _frozen(self, policy: nn.Module, reference: nn.Module | None) -> nn.Module | None:
         if not (
@@ -95,7 +105,8 @@ class PolicyUpdate:
             metrics["update/skipped"] = 1.0
         else:
             is_current = all((e.rollouts.version == self.version).all() for e in experience)
-            metrics |= self._train(batch, is_current=is_current)
+            with self.ranks.watch():
+                metrics |= self._train(batch, is_current=is_current)
         self.version += 1
         metrics["update/version"] = float(self.version)
         return metrics
@@ -159,8 +170,9 @@ class PolicyUpdate:
     @torch.no_grad()
     def _values_now(self, batch: Batch) -> Tensor:
         rows = torch.arange(batch.num_samples)
-        parts = [self._predict(batch, i) for i in self._microbatches(rows)]
-        return self.ranks.join(parts, batch.behaviour_logprobs)
+        parts = [(self._predict(batch, p.rows), p.weight) for p in self._passes(batch, rows)]
+        counted = [values for values, weight in parts if weight]
+        return self.ranks.join(counted, batch.behaviour_logprobs)
 
     def _predict(self, batch: Batch, rows: Tensor) -> Tensor:
         """Values of some samples: the network's output, which starts at 0, and the offset."""
@@ -172,26 +184,28 @@ class PolicyUpdate:
     def _value_step(self, batch: Batch, returns: Tensor, rows: Tensor, step: _Step) -> Tensor:
         """One step on sum_t (G_t - V(s_t))^2 (paper section 3.2); the values before it."""
         total, parts = 0.0, []
-        for i in self._microbatches(rows):
-            values = self._predict(batch, i)
-            loss = (returns[i] - values).square().sum() / len(rows)
+        for part in self._passes(batch, rows):
+            values = self._predict(batch, part.rows)
+            loss = part.weight * (returns[part.rows] - values).square().sum() / len(rows)
             loss.backward()
             total += float(loss.detach())
-            parts.append(values.detach())
+            if part.weight:
+                parts.append(values.detach())
         total = self.ranks.add_up(self._value_optimizer.parameters, total)
         step.value_norms.append(self._value_optimizer.step(total))
         return self.ranks.join(parts, returns[rows])
 
     def _policy_step(self, batch: Batch, advantages: Tensor, rows: Tensor, step: _Step) -> None:
         total, outs = 0.0, list[LossOut]()
-        for i in self._microbatches(rows):
+        for part in self._passes(batch, rows):
             with torch.set_grad_enabled(not step.is_held):
-                out = self._loss(batch.rows(i), advantages[i])
-                loss = out.loss / len(rows)
+                out = self._loss(batch.rows(part.rows), advantages[part.rows])
+                loss = part.weight * out.loss / len(rows)
             if not step.is_held:
                 loss.backward()
             total += float(loss.detach())
-            outs.append(replace(out, loss=out.loss.detach()))
+            if part.weight:
+                outs.append(replace(out, loss=out.loss.detach()))
         learning = [] if step.is_held else self._optimizer.parameters
         total = self.ranks.add_up(learning, total)
         step.outs += self._joined(outs, batch.behaviour_logprobs[rows])
@@ -228,9 +242,7 @@ class PolicyUpdate:
     def _logprobs(self, policy: nn.Module, batch: Batch) -> Tensor:
         """Log-distribution [B, S, K, V] of every cell, nats."""
         with self._autocast():
-            return grid_log_probs(
-                cast(Policy, policy), batch.tokens, batch.conditions, self.sampling, batch.kept
-            )
+            return grid_log_probs(policy, batch.tokens, batch.conditions, self.sampling, batch.kept)
 
     def _autocast(self) -> torch.autocast:
         device = next(self.policy.parameters()).device.type
@@ -241,11 +253,12 @@ class PolicyUpdate:
     def _token_logprobs(self, policy: nn.Module | None, batch: Batch) -> Tensor:
         """Log-probability [B, S, K] of every token, nats."""
         assert policy is not None
-        parts = [batch.rows(i) for i in self._microbatches(torch.arange(batch.num_samples))]
-        found = [
-            token_logprobs(logprobs=self._logprobs(policy, part), tokens=part.tokens)
-            for part in parts
-        ]
+        found = []
+        for part in self._passes(batch, torch.arange(batch.num_samples)):
+            clips = batch.rows(part.rows)
+            cells = token_logprobs(logprobs=self._logprobs(policy, clips), tokens=clips.tokens)
+            if part.weight:
+                found.append(cells)
         return self.ranks.join(found, batch.behaviour_logprobs)
 
     def _minibatches(self, num_samples: int) -> Iterator[Tensor]:
@@ -257,9 +270,13 @@ class PolicyUpdate:
                 rows = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
             yield from (part for part in rows.tensor_split(self.config.minibatches) if len(part))
 
-    def _microbatches(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def _passes(self, batch: Batch, rows: Tensor) -> list[_Pass]:
+        """This rank's forward (and backward) passes over rows of the batch."""
         share = self.ranks.share(rows)
-        return torch.split(share, self.config.microbatch_samples) if len(share) else ()
+        size = self.config.pass_size(batch.tokens[0].numel())
+        own = [_Pass(part) for part in torch.split(share, size)] if len(share) else []
+        idle = self.ranks.num_passes(len(rows), size) - len(own)
+        return own + [_Pass(rows[:1], weight=0.0)] * idle
 
     def _metrics(self, step: _Step) -> dict[str, float]:
         norms = {"policy": step.policy_norms, "value": step.value_norms}
@@ -279,18 +296,22 @@ class PolicyUpdate:
     ) -> Weights:
         """The policy's weights to publish, as `version` (none: this update's own); `out` as in
         `flatten`."""
-        return flatten(self.policy, self.version if version is None else version, out=out)
+        with self.ranks.watch():
+            return flatten(self.policy, self.version if version is None else version, out=out)
 
     def _reference_digest(self) -> str:
-        return "" if self._reference is None else digest(flatten(self._reference, 0).flat)
+        if self._reference is None:
+            return ""
+        with self.ranks.watch():
+            return digest(flatten(self._reference, 0).flat)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that continues this run bit for bit: named tensors, and numbers for JSON.
 
         The reference is not among them: it is made again from where the run started, and checked.
         """
-        tensors = _prefixed("policy", self.policy.state_dict())
-        tensors |= _prefixed("policy_optimizer", self._optimizer.tensors())
+        with self.ranks.watch():
+            tensors = self._tensors()
         state: dict[str, Any] = {
             "version": self.version,
             "alpha": self.algorithm.alpha,
@@ -300,11 +321,17 @@ class PolicyUpdate:
             "has_muon": self.config.muon_learning_rate is not None,
         }
         if self._value is not None:
-            tensors |= _prefixed("value", self._value.state_dict())
-            tensors |= _prefixed("value_optimizer", self._value_optimizer.tensors())
             state["value_offset"] = self._value_offset
             state["value_num_steps"] = self._value_optimizer.num_steps
         return tensors, state
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = _prefixed("policy", self.policy.state_dict())
+        tensors |= _prefixed("policy_optimizer", self._optimizer.tensors())
+        if self._value is not None:
+            tensors |= _prefixed("value", self._value.state_dict())
+            tensors |= _prefixed("value_optimizer", self._value_optimizer.tensors())
+        return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`.
@@ -328,6 +355,16 @@ class PolicyUpdate:
             self._value_offset = state["value_offset"]
         self.algorithm.alpha = state["alpha"]
         self.version = state["version"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What goes through a network at once."""
+
+    rows: Tensor
+    """int64 [b], of the batch."""
+    weight: float = 1.0
+    """0: another rank's rows, run for its company alone, and without effect."""
 
 
 class _Step:

@@ -33,8 +33,12 @@ class UpdateConfig:
     the noise of single updates moved is pulled back while steps shrink."""
     value_warmup_steps: int = 0
     """First updates in which the value network learns and the policy is held."""
-    microbatch_samples: int = 16
-    """Clips of one forward and backward pass; changes memory, not the gradient."""
+    microbatch_samples: int | None = None
+    """Clips of one forward and backward pass (none: 16, or what microbatch_tokens says); changes
+    memory, not the gradient."""
+    microbatch_tokens: int | None = None
+    """Tokens of one forward and backward pass, in place of a number of clips: as many whole clips as
+    fit, one at least (none: microbatch_samples says)."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of every layer and run it again in the backward pass: a third more work,
     for activations of one layer at a time. The gradient stays the same."""
@@ -52,8 +56,14 @@ class UpdateConfig:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.microbatch_samples is not None and self.microbatch_tokens is not None:
+            raise ValueError(
+                f"update: microbatch_samples {self.microbatch_samples} and microbatch_tokens "
+                f"{self.microbatch_tokens} both say how much a pass takes; give one of them"
+            )
         counts = {
-            "microbatch_samples": self.microbatch_samples,
+            "microbatch_samples": self.pass_size(1),
+            "microbatch_tokens": 1 if self.microbatch_tokens is None else self.microbatch_tokens,
             "epochs": self.epochs,
             "minibatches": self.minibatches,
         }
@@ -84,6 +94,12 @@ class UpdateConfig:
             raise ValueError("update: muon_momentum is read only with a muon_learning_rate")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"update: max_grad_norm must be above 0, got {self.max_grad_norm}")
+
+    def pass_size(self, clip_tokens: int) -> int:
+        """Clips of one forward and backward pass, of so many tokens each."""
+        if self.microbatch_tokens is not None:
+            return max(1, self.microbatch_tokens // clip_tokens)
+        return 16 if self.microbatch_samples is None else self.microbatch_samples
 
     @property
     def num_steps(self) -> int:

@@ -7,14 +7,14 @@ here; rewards take their embedder from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from musicrl.checkpoint import save_tensors
 from musicrl.codecs.base import Codec
@@ -22,7 +22,6 @@ from musicrl.codecs.fine import FINE_FILE, FineShape, FineStage, SoundStorm
 from musicrl.codecs.table import load_codec
 from musicrl.embedders.mulan import MuLan
 from musicrl.layout import Layout
-from musicrl.policies.lora import merged
 from musicrl.policies.musiclm import KIND, MusicLM
 
 SHIPPED = Path(__file__).parent / "data" / "tiny"
@@ -161,9 +160,9 @@ class World:
         semantic = self.policy.config.layout.to_semantic(tokens).astype(np.int64)
         return self.fine.fill(torch.from_numpy(semantic).to(device), codes)
 
-    def save_policy(self, policy: nn.Module, path: Path) -> None:
-        """Write a policy of this world's shape, whole or not at all: a file that `load` reads."""
-        save_tensors(path, merged(policy), kind=KIND, config=self.policy.config_dict)
+    def save_policy(self, tensors: Mapping[str, Tensor], path: Path) -> None:
+        """Write a policy's tensors, of this world's shape, whole or not at all: a file that `load` reads."""
+        save_tensors(path, tensors, kind=KIND, config=self.policy.config_dict)
 
     def move_players(self, device: torch.device) -> None:
         """Bring to `device` all that samples and decodes; the embedder stays where it is."""

@@ -130,7 +130,7 @@ def score_chunk(
     return ChunkScores(first=chunk.first, prompts=chunk.prompts, columns=columns)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # what sharded networks gather for it, they train with
 def divergence(
     chunk: EvaluationChunk,
     policy: TokenModel,

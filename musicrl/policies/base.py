@@ -41,6 +41,10 @@ class Policy(Protocol):
         and conditions int64 [B, C]. Cells outside a stream's vocabulary hold -inf."""
         ...
 
+    def __call__(self, tokens: Tensor, conditions: Tensor) -> Tensor:
+        """`forward`, with what is hooked to it."""
+        ...
+
     def new_cache(
         self, ops: Ops, *, num_rows: int, num_slots: int, num_blocks: int, block_size: int
     ) -> DecodingCache:

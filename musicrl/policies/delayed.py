@@ -104,8 +104,9 @@ class DelayedLM(nn.Module):
         steps = torch.arange(S, device=tokens.device).repeat(B)
         ends = torch.full_like(steps, S)
         marked = [self.marked(k, each, steps, ends) for k, each in enumerate(logits)]
-        whole = torch.stack(marked, dim=1) if K > 1 else marked[0]
-        return whole.view(B, S, K, -1)
+        if K == 1:
+            return marked[0].view(B, S, 1, -1)
+        return torch.stack([each.view(B, S, -1) for each in marked], dim=2)
 
     def hidden(self, tokens: Tensor, conditions: Tensor) -> Tensor:
         """Hidden states [B, S, W] of every step: of what lies before it."""
@@ -118,7 +119,7 @@ class DelayedLM(nn.Module):
         if not self.config.has_cross:
             x = x + states.mean(dim=1).repeat_interleave(S, dim=0)
         for layer in self._layers:
-            cross = partial(self._attend_prompts, lens, *layer.prompt(ops, states))
+            cross = partial(self._attend_states, ops, layer, states, lens)
             x = layer(ops, x, partial(self._attend_all, B, steps), cross)
         hidden: Tensor = self.norm(ops, x)
         return hidden.view(B, S, -1)
@@ -131,6 +132,13 @@ class DelayedLM(nn.Module):
             query, key = rotate(query, turn), rotate(key, turn)
         parts = (x.view(B, -1, *x.shape[1:]) for x in (query, key, value))
         return attend_causally(*parts).flatten(0, 1).flatten(1)
+
+    def _attend_states(
+        self, ops: Ops, layer: Layer, states: Tensor, lens: Tensor | None, query: Tensor
+    ) -> Tensor:
+        """The layer makes keys and values of the prompts while it runs: its weights may be there
+        only then."""
+        return self._attend_prompts(lens, *layer.prompt(ops, states), query)
 
     def _attend_prompts(
         self, lens: Tensor | None, keys: Tensor, values: Tensor, query: Tensor

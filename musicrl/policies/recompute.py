@@ -1,4 +1,5 @@
-"""Gradient checkpointing: a layer keeps its inputs alone, and is run again for its gradient.
+"""The layers of a network, and gradient checkpointing: a layer keeps its inputs alone, and is run
+again for its gradient.
 
 It knows which layers the families have, and nothing of what they compute.
 """
@@ -11,9 +12,13 @@ from musicrl.policies.blocks import Block
 from musicrl.policies.delayed_layers import Layer
 
 
+def layers(network: nn.Module) -> list[Block | Layer]:
+    """The layers that a network is stacked of; none lies in another."""
+    return [part for part in network.modules() if isinstance(part, Block | Layer)]
+
+
 def recompute(*networks: nn.Module | None) -> None:
     """Have every layer of the networks run again in the backward pass. Gradients stay the same."""
     for network in networks:
-        for part in [] if network is None else network.modules():
-            if isinstance(part, Block | Layer):
-                part.is_recomputed = True
+        for layer in [] if network is None else layers(network):
+            layer.is_recomputed = True

@@ -70,9 +70,9 @@ class Drawn(NamedTuple):
 
 
 class TokenModel(Protocol):
-    """The part of a policy that has logits of whole grids."""
+    """The part of a policy that has logits of whole grids: called, its module's hooks run too."""
 
-    def forward(self, tokens: Tensor, conditions: Tensor) -> Tensor: ...
+    def __call__(self, tokens: Tensor, conditions: Tensor) -> Tensor: ...
 
 
 def grid_log_probs(
@@ -84,9 +84,9 @@ def grid_log_probs(
 ) -> Tensor:
     """Log-distributions [B, S, K, V] of the cells of tokens [B, S, K], conditions [B, C]; `kept`
     uint8 [B, S, K, ceil(V / 8)] as the sampler returned it."""
-    logits = policy.forward(tokens, conditions)
+    logits = policy(tokens, conditions)
     if config.guidance != 1:
-        null = policy.forward(tokens, torch.full_like(conditions, NO_CONDITION))
+        null = policy(tokens, torch.full_like(conditions, NO_CONDITION))
         logits = guide(logits, null, config.guidance)
     return log_probs(logits, config, kept)
 

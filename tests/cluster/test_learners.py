@@ -39,6 +39,9 @@ def settings(out: Path, num_learners: int, **more: Any) -> dict[str, Any]:
     }
 
 
+PARTS = {"num_samplers": 1, "num_learners": 2, "learner_sharding": "full"}
+
+
 def learned(out: Path) -> dict[str, NDArray[np.float32]]:
     return load_file(out / "checkpoints" / f"step_{STEPS:06d}" / "learner.safetensors")
 
@@ -57,13 +60,32 @@ def undisturbed(configure: Configure, folder: Path) -> dict[str, NDArray[np.floa
     return learned(out)
 
 
-def test_two_learners_do_what_one_does(
-    configure: Configure, folder: Path, undisturbed: dict[str, NDArray[np.float32]]
-) -> None:
+@pytest.fixture
+def alone(configure: Configure, folder: Path) -> dict[str, NDArray[np.float32]]:
+    """What one learner ends with, in one process."""
     out = folder / "alone"
-    solo(configure(**settings(out, 1)))
-    for name, wanted in learned(out).items():
+    if not out.exists():
+        solo(configure(**settings(out, 1)))
+    return learned(out)
+
+
+def test_two_learners_do_what_one_does(
+    alone: dict[str, NDArray[np.float32]], undisturbed: dict[str, NDArray[np.float32]]
+) -> None:
+    for name, wanted in alone.items():
         np.testing.assert_allclose(undisturbed[name], wanted, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_two_learners_that_hold_a_part_each_do_what_one_does(
+    configure: Configure, tmp_path: Path, alone: dict[str, NDArray[np.float32]]
+) -> None:
+    """With a divergence of held-out clips before and after; one learner then resumes from it."""
+    out = tmp_path / "run"
+    train(configure(**settings(out, 2, cluster=PARTS)))
+    for name, wanted in alone.items():
+        np.testing.assert_allclose(learned(out)[name], wanted, rtol=0, atol=1e-5, err_msg=name)
+    solo(configure(**settings(out, 1, resume=True, iterations=STEPS + 1)))
+    assert (out / "checkpoints" / f"step_{STEPS + 1:06d}" / "state.json").exists()
 
 
 @pytest.mark.parametrize(

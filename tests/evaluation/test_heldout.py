@@ -130,7 +130,7 @@ class Table:
     def __init__(self, probabilities: Sequence[Sequence[Sequence[float]]]) -> None:
         self.logits = torch.tensor(probabilities).log()
 
-    def forward(self, tokens: Tensor, conditions: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, conditions: Tensor) -> Tensor:
         return self.logits.expand(len(tokens), -1, -1, -1)
 
 
