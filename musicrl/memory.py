@@ -66,6 +66,8 @@ class Size:
     """Layers that they are spread over."""
     cached: int
     """Numbers of keys and values of one whole clip."""
+    cells: int
+    """Tokens of one whole clip."""
     symbols: int
     """Numbers of the outputs of one whole clip: cells x vocabulary."""
 
@@ -131,7 +133,8 @@ def learner_need(config: TrainConfig, size: Size) -> Need:
 def activations(config: TrainConfig, size: Size) -> float:
     """Bytes that a microbatch keeps: all layers', or one layer's and the inputs of all."""
     update = config.update
-    clips = update.microbatch_samples * _passes(config) * _share_of_clip(config)
+    share = _share_of_clip(config)
+    clips = update.pass_size(round(size.cells * share)) * _passes(config) * share
     kept: float = KEPT[update.precision] * size.states
     if update.gradient_checkpointing:
         kept = kept / size.layers + 4 * size.states
@@ -190,7 +193,7 @@ def check_fit(needs: list[Need], *, gpu_gigabytes: float) -> None:
 
 
 ADVICE = {
-    "learner": "lower update.microbatch_samples or rollout.clip_seconds, set "
+    "learner": "lower update.microbatch_samples (or _tokens) or rollout.clip_seconds, set "
     "update.gradient_checkpointing or model.lora.rank, or raise cluster.learner_gpus",
     "sampler": "lower rollout.prompts_per_chunk or rollout.samples_per_prompt, set "
     "rollout.sampling.precision bfloat16, or raise cluster.sampler_gpus",
@@ -224,6 +227,7 @@ def size_of_musiclm(config: MusicLMConfig) -> Size:
         states=steps * (wide + streams * deep),
         layers=config.num_layers + config.depth_layers,
         cached=steps * heads,
+        cells=steps * streams,
         symbols=steps * streams * config.layout.vocab_size,
     )
 
@@ -270,6 +274,7 @@ def size_of_delayed(config: DelayedConfig, *, text: int, text_width: int, codec:
         states=steps * states,
         layers=config.num_layers,
         cached=(steps + config.condition_levels) * kv,
+        cells=steps * config.num_codebooks,
         symbols=steps * config.num_codebooks * (config.vocab + 1),
     )
 

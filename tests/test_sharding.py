@@ -39,25 +39,29 @@ HOST = "127.0.0.1"
 Work = Callable[..., Any]
 
 
-def new_pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(2, multiprocessing.get_context("spawn"))
+Pools = tuple[ProcessPoolExecutor, ProcessPoolExecutor]
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[ProcessPoolExecutor]:
-    """Two processes, for as many tests as there are."""
-    with new_pool() as processes:
-        yield processes
+def pools() -> Iterator[Pools]:
+    """Two processes, for as many tests as there are: each is one rank for life, as learners are. (A
+    process that changes its rank gets parts of the other one from what torch's DTensor remembers.)"""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as first, ProcessPoolExecutor(1, spawn) as second:
+        yield first, second
 
 
-def together(pool: ProcessPoolExecutor, work: Work, *args: Any, timeout: float = 60) -> list[Any]:
-    """What each of two ranks' `work(ranks, *args)` returns: either process takes one."""
-    return [future.result(timeout=120) for future in begin(pool, work, *args, timeout=timeout)]
+def together(pools: Pools, work: Work, *args: Any, timeout: float = 60) -> list[Any]:
+    """What each of two ranks' `work(ranks, *args)` returns."""
+    return [future.result(timeout=120) for future in begin(pools, work, *args, timeout=timeout)]
 
 
-def begin(pool: ProcessPoolExecutor, work: Work, *args: Any, timeout: float) -> list[Future[Any]]:
+def begin(pools: Pools, work: Work, *args: Any, timeout: float) -> list[Future[Any]]:
     store = open_store(HOST, timeout)
-    futures = [pool.submit(as_rank, r, store.port, timeout, work, *args) for r in range(2)]
+    futures = [
+        pool.submit(as_rank, rank, store.port, timeout, work, *args)
+        for rank, pool in enumerate(pools)
+    ]
     futures[0].add_done_callback(lambda _: store)  # it lives as long
     return futures
 
@@ -147,25 +151,25 @@ def distance_from_alone(
     ids=["paper", "groups", "ppo", "muon"],
 )
 def test_two_parts_end_where_one_process_ends(
-    pool: ProcessPoolExecutor, algorithm: AlgorithmConfig, settings: UpdateConfig
+    pools: Pools, algorithm: AlgorithmConfig, settings: UpdateConfig
 ) -> None:
     """Seven clips, of which a rank takes four in two passes and the other three in one; ppo's last
     minibatch, of one clip, leaves a rank nothing."""
     settings = replace(settings, learning_rate=1e-3)
-    found = together(pool, distance_from_alone, small_policy().double(), algorithm, settings)
+    found = together(pools, distance_from_alone, small_policy().double(), algorithm, settings)
     assert found[0][2] == found[1][2]
     for weights, figures, _ in found:
         assert weights < 1e-5
         assert figures < 1e-5
 
 
-def test_guidance_recomputed_layers_and_attention_to_prompts(pool: ProcessPoolExecutor) -> None:
+def test_guidance_recomputed_layers_and_attention_to_prompts(pools: Pools) -> None:
     """Every layer is called twice before its gradient, run again for it, and makes the prompts' keys."""
     settings = UpdateConfig(learning_rate=1e-3, microbatch_samples=2, gradient_checkpointing=True)
     guided = SamplingConfig(guidance=2.0)
     policy = delayed_policy()
     for weights, figures, _ in together(
-        pool, distance_from_alone, policy, GROUPS, settings, guided
+        pools, distance_from_alone, policy, GROUPS, settings, guided
     ):
         assert weights < 1e-5
         assert figures < 1e-5
