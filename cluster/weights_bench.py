@@ -88,7 +88,7 @@ class Publisher:
         started = time.perf_counter()
         weights = flatten(self.model, version, out=self.buffer)
         flattened = time.perf_counter()
-        checksum(weights.flat, version, weights.index)
+        checksum(weights)
         summed = time.perf_counter() - flattened
         seconds = {
             "began": started,
@@ -122,7 +122,7 @@ class Subscriber:
         started = time.perf_counter()
         weights = ray.get(references[0], timeout=TIMEOUT_SECONDS)
         got = time.perf_counter()
-        checksum(weights.flat, weights.version, weights.index)
+        checksum(weights)
         summed = time.perf_counter() - got
         applying = time.perf_counter()
         apply(self.model, weights)

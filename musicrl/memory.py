@@ -149,6 +149,7 @@ def sampler_need(config: TrainConfig, size: Size) -> Need:
     clips = rollout.prompts_per_chunk * rollout.samples_per_prompt * _passes(config)
     parts = {
         "weights": (6.0 if is_rounded else 4.0) * size.policy,
+        "bases of adapters": 4.0 * size.linears if config.model.lora.rank else 0.0,
         "text encoder": 4.0 * size.frozen,
         "codec": 4.0 * size.codec,
         "keys and values": (2.0 if is_rounded else 4.0) * size.cached * clips,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from musicrl.evaluation.heldout import EVALUATION_STEP
 from musicrl.playable import PlayableWorld
@@ -73,6 +74,7 @@ class RolloutWorker:
         world.move_players(self.device)
         self.engine = Engine(world.policy, sampling)
         self.seconds: Mapping[str, float] = {}
+        self._bases: dict[str, Tensor] = {}
 
     def apply(self, weights: Weights) -> float:
         """Give the policy other weights; the seconds that it took.
@@ -80,7 +82,7 @@ class RolloutWorker:
         Raises ValueError when they do not fit or are damaged.
         """
         started = time.perf_counter()
-        apply(self.world.policy, weights)
+        apply(self.world.policy, weights, bases=self._bases)
         return time.perf_counter() - started
 
     def generate(

@@ -99,8 +99,11 @@ class Weights:
     """float32 [number of parameters], in the order of `index`."""
     index: tuple[tuple[str, tuple[int, ...]], ...]
     """(name, shape) of every tensor."""
+    scale: float | None = None
+    """Where the tensors are those of adapters (policies/lora.py), of their products; none: they are
+    the model's own."""
     checksum: str = field(default="")
-    """Hex, of `flat`, its version and its index; checked before the weights are applied."""
+    """Hex, of `flat` and all of the above; checked before the weights are applied."""
 
 
 Side = Literal["a", "b"]

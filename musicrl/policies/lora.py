@@ -3,8 +3,8 @@
     weight as used  =  weight, frozen  +  scale x up [O, r] @ down [r, I]
 
 `peft` replaces whole layers and calls them; sampler and learner here read `layer.weight` and give it
-to a backend, so that the adapter is a parametrization of that weight. No rollout sees one: weights
-are published, saved and exported merged. It knows neither optimizer nor algorithm.
+to a backend, so that the adapter is a parametrization of that weight. Only adapters are published, and
+every sampler merges them into the base that it has; saved and exported weights are merged. It knows neither optimizer nor algorithm.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+UP, DOWN = "up", "down"
 ORIGINAL = ".parametrizations.weight.original"
 
 
@@ -115,6 +116,49 @@ def switched_off(policy: nn.Module) -> Iterator[None]:
     finally:
         for adapter in adapters:
             adapter.is_on = True
+
+
+def published(module: nn.Module) -> tuple[dict[str, Tensor], float] | None:
+    """The matrices of a module's adapters, as `<layer>.up` and `<layer>.down`, and the scale of their
+    products; None for a module without adapters."""
+    found: dict[str, Tensor] = {}
+    scale = 0.0
+    for name, part in module.named_modules():
+        if isinstance(part, Adapter):
+            layer = name.partition(".parametrizations.")[0]
+            found[f"{layer}.{UP}"], found[f"{layer}.{DOWN}"] = part.up, part.down
+            scale = part.scale
+    return (found, scale) if found else None
+
+
+@torch.no_grad()
+def merge(
+    module: nn.Module, tensors: Mapping[str, Tensor], scale: float, bases: dict[str, Tensor]
+) -> None:
+    """Give the linear layers of a module without adapters the weights that `published` adapters make
+    of them. `bases` holds each layer's weight as it was before the first of them, and is filled here.
+
+    Raises ValueError naming a layer that is not there or does not fit; nothing is changed then.
+    """
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
+    linears = {layer: _linear(module, layer, tensors) for layer in layers}
+    for layer, linear in linears.items():
+        base = bases.setdefault(layer, linear.weight.detach().clone())
+        up, down = (tensors[f"{layer}.{part}"].to(base.device) for part in (UP, DOWN))
+        linear.weight.copy_(base + scale * (up @ down))
+
+
+def _linear(module: nn.Module, layer: str, tensors: Mapping[str, Tensor]) -> nn.Linear:
+    try:
+        linear = module.get_submodule(layer)
+    except AttributeError as fault:
+        raise ValueError(f"adapters of an unknown layer {layer!r}") from fault
+    up, down = (tensors[f"{layer}.{part}"] for part in (UP, DOWN))
+    if not isinstance(linear, nn.Linear) or linear.weight.shape != (len(up), down.shape[1]):
+        raise ValueError(
+            f"adapters of layer {layer!r} make {len(up)} x {down.shape[1]} numbers of it"
+        )
+    return linear
 
 
 @torch.no_grad()

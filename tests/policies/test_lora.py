@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
-from musicrl.policies.flat import apply, flatten
+from musicrl.policies.flat import apply, checksum, flatten
 from musicrl.policies.lora import Adapter, Base, LoraConfig, adapt, merged
 from musicrl.policies.recompute import recompute
 
@@ -78,6 +79,37 @@ def test_merged_weights_are_those_that_it_computes_with() -> None:
     assert torch.equal(plain(*batch), adapted(*batch))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(plain(*batch), adapted(*batch))
+
+
+def test_adapters_alone_are_published_and_make_the_policy_of_every_base() -> None:
+    plain, adapted = make_policies()
+    batch, bases = make_batch(), dict[str, Tensor]()
+    size = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    for version in range(3):
+        learn(adapted)
+        weights = flatten(adapted, version)
+        assert weights.flat.size == size < 0.4 * sum(p.numel() for p in plain.parameters())
+        assert weights.scale == 2.0
+        apply(plain, weights, bases=bases)
+        assert torch.equal(plain(*batch), adapted(*batch))
+        for name, tensor in merged(adapted).items():
+            assert torch.equal(plain.state_dict()[name], tensor), name
+
+
+def test_adapters_of_another_policy_are_refused_and_change_nothing() -> None:
+    plain, adapted = make_policies()
+    learn(adapted)
+    weights = flatten(adapted, 0)
+    for (old, new), sentence in {
+        ("layers.1.", "layers.7."): "adapters of an unknown layer 'layers.7.qkv'",
+        ("layers.1.qkv", "layers.1.out"): r"adapters of layer 'layers.1.out' make 48 x 16",
+    }.items():
+        index = tuple((name.replace(old, new), shape) for name, shape in weights.index)
+        wrong = replace(weights, index=index)
+        before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+        with pytest.raises(ValueError, match=sentence):
+            apply(plain, replace(wrong, checksum=checksum(wrong)))
+        assert all(torch.equal(before[name], t) for name, t in plain.state_dict().items())
 
 
 def test_the_base_is_the_policy_without_them() -> None:
