@@ -50,8 +50,8 @@ class Stragglers:
         if self.factor is None or len(seconds) < LEAST_TASKS:
             return None
         limit = max(LEAST_SECONDS, self.factor * median(seconds))
-        for task in self.pending.older_than(limit):
-            if task.kind == kind and task.epoch == epoch and _work(task) not in self._copies:
+        for task in self.pending.older_than(kind, limit):
+            if task.epoch == epoch and _work(task) not in self._copies:
                 self._copies[_work(task)] = Copies(out=2)
                 return task
         return None

@@ -7,7 +7,7 @@ bytes from a mistake. It knows references and peers, not what a task is for.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,7 +86,8 @@ class Pending:
     observers: list[Observer] = field(default_factory=list)
     _tasks: dict[Any, Task] = field(default_factory=dict)
     _sent: dict[Any, float] = field(default_factory=dict)
-    _kinds: Counter[str] = field(default_factory=Counter)
+    _kinds: defaultdict[str, dict[Any, None]] = field(default_factory=lambda: defaultdict(dict))
+    """References by the kind of their tasks, in the order of submission."""
 
     @contextmanager
     def watched(self, observer: Observer | None) -> Iterator[None]:
@@ -101,12 +102,12 @@ class Pending:
 
     def add(self, reference: Any, task: Task) -> None:
         self._tasks[reference] = task
-        self._kinds[task.kind] += 1
+        self._kinds[task.kind][reference] = None
         self._sent[reference] = self.clock()
 
     def count(self, *kinds: str) -> int:
         """Tasks in flight of some kinds."""
-        return sum(self._kinds[kind] for kind in kinds)
+        return sum(len(self._kinds[kind]) for kind in kinds)
 
     def wait(self, seconds: float) -> list[tuple[Task, Result]]:
         """What finished within `seconds`, in the order of submission, and what is late.
@@ -130,11 +131,11 @@ class Pending:
             *((task, self._tell(task, self._late(task), sent)) for task, sent in late),
         ]
 
-    def older_than(self, seconds: float) -> Iterator[Task]:
-        """Tasks in flight that were sent so long ago, the oldest first."""
+    def older_than(self, kind: str, seconds: float) -> Iterator[Task]:
+        """Tasks of a kind in flight that were sent so long ago, the oldest first."""
         now = self.clock()
-        for reference, sent in self._sent.items():
-            if now - sent <= seconds:
+        for reference in self._kinds[kind]:
+            if now - self._sent[reference] <= seconds:
                 break
             yield self._tasks[reference]
 
@@ -150,7 +151,7 @@ class Pending:
 
     def _pop(self, reference: Any) -> tuple[Task, float]:
         task = self._tasks.pop(reference)
-        self._kinds[task.kind] -= 1
+        del self._kinds[task.kind][reference]
         return task, self._sent.pop(reference)
 
     def _finish(self, reference: Any, task: Task, sent: float) -> Result:
