@@ -212,7 +212,7 @@ def test_a_listening_page_has_the_base_and_what_was_learned(alone: Any, tmp_path
     assert list(columns) == ["base", str(file)]
     base, learned = (column["origin"] for column in columns.values())
     assert base.startswith("base@")
-    assert learned.startswith("policy@")
+    assert learned.startswith("run-step_000012@")
     assert len(list(out.glob("audio/*/*.mp3"))) == 4
 
 
