@@ -204,33 +204,35 @@ class Controller:
     def sample(self) -> None:
         """Give the oldest chunks to idle samplers, with the newest weights; a slow one to another."""
         while self.fleet.samplers.is_idle:
-            chunk = self.unsampled.popleft() if self.unsampled else self.straggling("sample")
-            if chunk is None:
+            slow = None if self.unsampled else self.straggling("sample")
+            if not self.unsampled and slow is None:
                 break
+            chunk = slow.subject if slow else self.unsampled.popleft()
             peer = self.fleet.samplers.take()
             rollouts, clips, report = peer.actor.generate.remote(
                 chunk, self.version, [self.weights]
             )
             doing = f"sampling {chunk} with version {self.version}"
-            self.send(report, "sample", peer, doing, chunk, (rollouts, clips))
+            self.send(report, "sample", peer, doing, chunk, (rollouts, clips), slow)
 
     def score(self) -> None:
         """Give the oldest sampled chunks to idle scorers; a slow one to another."""
         while self.fleet.scorers.is_idle:
-            sampled = self.unscored.popleft() if self.unscored else self.straggling("score")
-            if sampled is None:
+            slow = None if self.unscored else self.straggling("score")
+            if not self.unscored and slow is None:
                 break
+            sampled = slow.subject if slow else self.unscored.popleft()
             peer = self.fleet.scorers.take()
             rewards, report = peer.actor.score.remote(sampled.chunk, sampled.clips)
-            self.send(report, "score", peer, f"scoring {sampled.chunk}", sampled, (rewards,))
+            self.send(report, "score", peer, f"scoring {sampled.chunk}", sampled, (rewards,), slow)
 
-    def straggling(self, kind: str) -> Any:
-        """What a slow task of a kind is about, if there is one; people are told."""
+    def straggling(self, kind: str) -> Task | None:
+        """A slow task of a kind, if there is one, to be done twice; people are told."""
         task = self.stragglers.find(kind, self.epoch)
-        if task is None:
-            return None
-        self.journal.display.say(f"{task.peer.name} is slow: another does the same ({task.doing})")
-        return task.subject
+        if task is not None:
+            told = f"{task.peer.name} is slow: another does the same ({task.doing})"
+            self.journal.display.say(told)
+        return task
 
     def learn(self) -> None:
         """Give the learner its next step, once all of its chunks are there."""
@@ -260,7 +262,9 @@ class Controller:
         doing: str,
         subject: Any,
         outputs: tuple[Any, ...],
+        slow: Task | None = None,
     ) -> None:
+        """A call is in flight from now on; with `slow`, it is that task's copy."""
         task = Task(
             kind=kind,
             peer=peer,
@@ -271,6 +275,8 @@ class Controller:
             may_raise=kind in KINDS,
         )
         self.pending.add(reference, task)
+        if slow is not None:
+            self.stragglers.pair(slow, task)
 
     # What comes back.
 

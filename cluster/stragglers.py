@@ -22,9 +22,11 @@ REMEMBERED = 64
 
 @dataclass(slots=True)
 class Copies:
-    """Of one task, while more than one of them is out."""
+    """A slow task and its copy, until both have come back."""
 
-    out: int
+    tasks: tuple[Task, Task]
+    """Held, so that no other task can be taken for one of them."""
+    out: int = 2
     is_answered: bool = False
 
 
@@ -38,40 +40,39 @@ class Stragglers:
     _seconds: defaultdict[str, deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=REMEMBERED))
     )
-    _copies: dict[object, Copies] = field(default_factory=dict)
+    _copies: dict[int, Copies] = field(default_factory=dict)
+    """By the identity of either task: what they work on may be out a third time, made again."""
 
     def __call__(self, task: Task, result: Result, sent: float, done: float) -> None:
         if task.kind in KINDS and not isinstance(result, Lost):
             self._seconds[task.kind].append(done - sent)
 
     def find(self, kind: str, epoch: int) -> Task | None:
-        """The oldest slow task of a kind that is out once; it counts as out twice from now on."""
+        """The oldest slow task of a kind that has no copy."""
         seconds = self._seconds[kind]
         if self.factor is None or len(seconds) < LEAST_TASKS:
             return None
         limit = max(LEAST_SECONDS, self.factor * median(seconds))
         for task in self.pending.older_than(kind, limit):
-            if task.epoch == epoch and _work(task) not in self._copies:
-                self._copies[_work(task)] = Copies(out=2)
+            if task.epoch == epoch and id(task) not in self._copies:
                 return task
         return None
 
+    def pair(self, slow: Task, copy: Task) -> None:
+        """Both are out from now on."""
+        self._copies[id(slow)] = self._copies[id(copy)] = Copies(tasks=(slow, copy))
+
     def settle(self, task: Task, result: Result) -> bool:
         """A task came back: whether it counts. The first answer does, and the loss of the last copy
-        that was out."""
-        copies = self._copies.get(_work(task))
+        that was out. Each task is settled once."""
+        copies = self._copies.get(id(task))
         if copies is None:
             return True
         copies.out -= 1
         if not copies.out:
-            del self._copies[_work(task)]
+            for one in copies.tasks:
+                del self._copies[id(one)]
         if copies.is_answered:
             return False
         copies.is_answered = not isinstance(result, Lost)
         return copies.is_answered or not copies.out
-
-
-def _work(task: Task) -> object:
-    """What a task and its copy have in common."""
-    chunk = task.subject if task.kind == "sample" else task.subject.chunk
-    return task.kind, task.epoch, chunk.key

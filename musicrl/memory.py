@@ -111,19 +111,21 @@ def needs_of(config: TrainConfig) -> list[Need]:
 
 
 def learner_need(config: TrainConfig, size: Size) -> Need:
-    """Of one rank that holds everything."""
+    """Of one rank: of everything, or with `cluster.learner_sharding` of its part of every network. The
+    text encoder and the backward pass are whole on each."""
+    cluster = config.cluster
+    share = 1 / cluster.num_learners if cluster.learner_sharding == "full" else 1.0
     update, rank = config.update, config.model.lora.rank
     learning = rank * size.adapters if rank else size.policy
     has_muon = update.muon_learning_rate is not None
     moments = 8 * learning - (4 * size.linears if has_muon else 0)
-    has_base = not rank and (config.algorithm.alpha > 0 or config.algorithm.report_kl)
     has_value = config.algorithm.baseline == "value"
     parts = {
-        "weights": 4.0 * (size.policy + (learning if rank else 0)),
-        "gradients": 4.0 * learning,
-        "moments": float(moments),
-        "base": 4.0 * size.policy if has_base else 0.0,
-        "value network": 16.0 * size.value if has_value else 0.0,
+        "weights": 4.0 * (size.policy + (learning if rank else 0)) * share,
+        "gradients": 4.0 * learning * share,
+        "moments": moments * share,
+        "base": 0.0 if rank else 4.0 * size.policy * share,
+        "value network": 16.0 * size.value * share if has_value else 0.0,
         "text encoder": 4.0 * size.frozen,
         "backward pass": activations(config, size),
     }
@@ -195,7 +197,8 @@ def check_fit(needs: list[Need], *, gpu_gigabytes: float) -> None:
 
 ADVICE = {
     "learner": "lower update.microbatch_samples (or _tokens) or rollout.clip_seconds, set "
-    "update.gradient_checkpointing or model.lora.rank, or raise cluster.learner_gpus",
+    "update.gradient_checkpointing or model.lora.rank, raise cluster.learner_gpus, or spread the "
+    "networks over cluster.num_learners with cluster.learner_sharding full",
     "sampler": "lower rollout.prompts_per_chunk or rollout.samples_per_prompt, set "
     "rollout.sampling.precision bfloat16, or raise cluster.sampler_gpus",
 }

@@ -53,7 +53,8 @@ class Mirror:
             self._files.put_file(str(file), f"{there}/{file.name}")
 
     def pull(self, name: str, folder: Path) -> None:
-        """Copy the checkpoint `name` into `folder`, whole or not at all.
+        """Copy the checkpoint `name` into `folder`, whole or not at all. Where another process of this
+        machine was faster, its copy stays.
 
         Raises ValueError when what arrives is not what was pushed.
         """
@@ -65,7 +66,10 @@ class Mirror:
         if fault := checkpoint_fault(partial, is_thorough=True):
             shutil.rmtree(partial)
             raise ValueError(f"the checkpoint {self.url}/{name} {fault}")
-        move_checkpoint(partial, folder / name)
+        if checkpoint_fault(folder / name) is None:
+            shutil.rmtree(partial)
+        else:
+            move_checkpoint(partial, folder / name)
 
     def push_file(self, file: Path) -> None:
         self._files.makedirs(self._root, exist_ok=True)

@@ -141,6 +141,8 @@ def test_settings_that_save_memory_save_it() -> None:
     assert learner(model={"lora": {"rank": 2}}) < whole
     assert learner(rollout={"clip_seconds": 5.0}) < whole
     assert learner(algorithm={"baseline": "value"}) > whole
+    base = learner_need(musicgen(algorithm={"alpha": 0.0, "report_kl": False}), size).parts["base"]
+    assert base == 4 * size.policy
     half, full = (
         activations(musicgen(rollout={"sampling": {"guidance": guidance}}), size)
         for guidance in (1.0, 3.0)
@@ -148,6 +150,17 @@ def test_settings_that_save_memory_save_it() -> None:
     assert full - 2 * size.policy == pytest.approx(2 * (half - 2 * size.policy))
     few = sampler_need(musicgen(rollout={"prompts_per_chunk": 2}), size)
     assert few.total < sampler_need(musicgen(), size).total
+
+
+def test_a_rank_of_several_holds_its_part_of_the_networks() -> None:
+    spread = {"num_learners": 4, "learner_sharding": "full", "learner_gpus": 1.0}
+    valued = {"baseline": "value"}
+    one = learner_need(musicgen(algorithm=valued), sized()).parts
+    rank = learner_need(musicgen(algorithm=valued, cluster=spread), sized()).parts
+    for name in ("weights", "gradients", "moments", "base", "value network"):
+        assert rank[name] == one[name] / 4, name
+    for name in ("text encoder", "backward pass"):
+        assert rank[name] == one[name], name
 
 
 @pytest.mark.parametrize("name", ["small", "medium", "large"])

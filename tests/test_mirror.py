@@ -71,6 +71,14 @@ def test_a_local_checkpoint_is_not_fetched_again(url: str, tmp_path: Path) -> No
     assert (run.newest_checkpoint() / "mark").exists()
 
 
+def test_a_copy_that_another_process_has_fetched_meanwhile_stays(url: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, mirror=Mirror(url))
+    (save(run, 5) / "mark").touch()
+    Mirror(url).pull("step_000005", run.checkpoints)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step_000005"]
+    assert (run.newest_checkpoint() / "mark").exists()
+
+
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [

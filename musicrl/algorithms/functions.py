@@ -41,31 +41,41 @@ def reward_to_go(*, rewards: Tensor, penalties: Tensor) -> Tensor:
     return rewards[:, None, None] - to_go
 
 
-def vtrace(
+def vtrace_targets(
     *, rewards: Tensor, values: Tensor, ratio: Tensor, cap: float, trace_cap: float
-) -> tuple[Tensor, Tensor]:
-    """V-trace targets v_t of the value network and advantages r_t + v_{t+1} - V_t of each token,
-    [B, S, K] both (Espeholt et al. 2018, eq. 1 and section 4.2, with gamma = 1), from samples of
-    another policy.
+) -> Tensor:
+    """V-trace targets v_t of the value network for each token, [B, S, K], from samples of another
+    policy (Espeholt et al. 2018, eq. 1, with gamma = 1).
 
         v_t = V_t + sum_{i >= t} (prod_{t <= j < i} c_j) rho_i (r_i + V_{i+1} - V_i)
 
     with rho = min(`cap`, ratio), c = min(`trace_cap`, ratio) and V = 0 after the last token. Where
-    every ratio is 1 these are the return and the return less the value.
+    every ratio is 1 these are the returns.
 
     Args: the reward at each token, its value before it, and pi / mu of it, [B, S, K] each.
     """
     _check_shapes(rewards.shape, values=values.shape, ratio=ratio.shape)
     r, v, w = (x.double().flatten(1) for x in (rewards, values, ratio))
-    after = torch.cat([v[:, 1:], v.new_zeros(len(v), 1)], 1)
-    surprise = w.clamp(max=cap) * (r + after - v)
+    surprise = w.clamp(max=cap) * (r + _next(v) - v)
     carried = w.clamp(max=trace_cap)
     target, excess = torch.empty_like(v), v.new_zeros(len(v))
     for t in reversed(range(v.shape[1])):
         excess = surprise[:, t] + carried[:, t] * excess
         target[:, t] = v[:, t] + excess
-    next_target = torch.cat([target[:, 1:], v.new_zeros(len(v), 1)], 1)
-    return tuple(x.to(values).reshape(values.shape) for x in (target, r + next_target - v))  # type: ignore[return-value]
+    return target.to(values).reshape(values.shape)
+
+
+def vtrace_advantages(*, rewards: Tensor, values: Tensor, targets: Tensor) -> Tensor:
+    """r_t + v_{t+1} - V_t of each token, [B, S, K], whose factor rho_t the surrogate has (Espeholt
+    et al. 2018, section 4.2)."""
+    _check_shapes(rewards.shape, values=values.shape, targets=targets.shape)
+    after = _next(targets.flatten(1)).reshape(targets.shape)
+    return rewards + after - values
+
+
+def _next(values: Tensor) -> Tensor:
+    """[B, T] of the token after each, 0 after the last."""
+    return torch.cat([values[:, 1:], values.new_zeros(len(values), 1)], 1)
 
 
 def exact_kl(*, logprobs: Tensor, reference: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class PolicyGradient:
         """Z_t = r, or r - beta sum_{i >= t} k1_i with the KL in the reward, [B, S, K]; the targets of
         V-trace where the batch has what these are made of."""
         if batch.values is not None:
-            return self._trace(batch)[0]
+            return self._targets(batch, batch.values)
         if self.config.kl_in == "loss":
             return functions.terminal_returns(rewards=batch.rewards, like=batch.behaviour_logprobs)
         return functions.reward_to_go(
@@ -74,34 +74,39 @@ class PolicyGradient:
     def advantages(self, batch: Batch, returns: Tensor, values: Tensor | None) -> Tensor:
         """Returns less the baseline, [B, S, K]."""
         if batch.values is not None:
-            advantages = self._trace(batch)[1]
+            advantages = functions.vtrace_advantages(
+                rewards=self._token_rewards(batch), values=batch.values, targets=returns
+            )
         else:
             advantages = returns - self._baseline(batch, returns, values)
         if self.config.advantage_normalisation == "batch":
             return functions.normalise(advantages)
         return advantages
 
-    def _trace(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """V-trace targets and advantages, [B, S, K]."""
+    def _targets(self, batch: Batch, values: Tensor) -> Tensor:
+        """V-trace targets, [B, S, K]."""
         config = self.config
-        assert batch.values is not None
         assert batch.current_logprobs is not None
         assert config.trace_cap is not None
         assert config.importance_cap is not None
-        rewards = torch.zeros_like(batch.values)
-        rewards.flatten(1)[:, -1] = batch.rewards
-        if config.kl_in == "reward":
-            rewards = rewards - self.beta * self._sampled_kl(batch)
         ratio = functions.importance_ratio(
             logp=batch.current_logprobs, behaviour_logp=batch.behaviour_logprobs
         )
-        return functions.vtrace(
-            rewards=rewards,
-            values=batch.values,
+        return functions.vtrace_targets(
+            rewards=self._token_rewards(batch),
+            values=values,
             ratio=ratio,
             cap=config.importance_cap,
             trace_cap=config.trace_cap,
         )
+
+    def _token_rewards(self, batch: Batch) -> Tensor:
+        """The clip's reward at its last token, and what KL costs at each, [B, S, K]."""
+        rewards = torch.zeros_like(batch.behaviour_logprobs)
+        rewards.flatten(1)[:, -1] = batch.rewards
+        if self.config.kl_in == "reward":
+            rewards = rewards - self.beta * self._sampled_kl(batch)
+        return rewards
 
     def _baseline(self, batch: Batch, returns: Tensor, values: Tensor | None) -> Tensor:
         if self.config.baseline == "value":

@@ -118,9 +118,8 @@ def test_vtrace_is_the_sum_of_its_definition() -> None:
     generator = torch.Generator().manual_seed(0)
     rewards, values = torch.randn(2, 3, 4, 2, generator=generator, dtype=torch.float64)
     ratio = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64).exp()
-    targets, advantages = f.vtrace(
-        rewards=rewards, values=values, ratio=ratio, cap=1.5, trace_cap=1.0
-    )
+    targets = f.vtrace_targets(rewards=rewards, values=values, ratio=ratio, cap=1.5, trace_cap=1.0)
+    advantages = f.vtrace_advantages(rewards=rewards, values=values, targets=targets)
     for b in range(3):
         r, v, w = (x[b].flatten().tolist() for x in (rewards, values, ratio))
         v.append(0.0)
@@ -142,9 +141,8 @@ def test_vtrace_of_the_policys_own_samples_is_the_return_less_the_value() -> Non
     rewards = torch.zeros_like(values)
     rewards[:, -1, -1] = torch.tensor([1.0, -2.0])
     ones = torch.ones_like(values)
-    targets, advantages = f.vtrace(
-        rewards=rewards, values=values, ratio=ones, cap=1.0, trace_cap=1.0
-    )
+    targets = f.vtrace_targets(rewards=rewards, values=values, ratio=ones, cap=1.0, trace_cap=1.0)
+    advantages = f.vtrace_advantages(rewards=rewards, values=values, targets=targets)
     returns = torch.tensor([1.0, -2.0])[:, None, None].expand_as(values)
     assert targets == pytest.approx(returns, abs=1e-6)
     assert advantages == pytest.approx(returns - values, abs=1e-6)
