@@ -22,9 +22,10 @@ from scipy.special import expit
 
 from musicrl.playable import PlayableWorld
 from musicrl.policies.preference import PreferenceModel
+from musicrl.preference.inputs import Inputs, distinct_clips
 from musicrl.preference.pairs import Pairs
 from musicrl.preference.predictions import Prediction, predict
-from musicrl.preference.training import Inputs, TrainingConfig, distinct_clips, train
+from musicrl.preference.training import TrainingConfig, train
 from musicrl.rewards.base import Reward
 from musicrl.rewards.table import make_reward
 from musicrl.types import Clips, Prompt

@@ -28,9 +28,10 @@ from musicrl.playable import PlayableWorld
 from musicrl.policies.preference import PreferenceModel
 from musicrl.preference.ablations import FULL, ablate, ablation_figures, ablation_table
 from musicrl.preference.cursor import Cursor, new_parts
+from musicrl.preference.inputs import Inputs
 from musicrl.preference.pairs import Pairs, SelectionConfig, load_pairs
 from musicrl.preference.predictions import COIN, Prediction
-from musicrl.preference.training import CHECKPOINT, Fitted, Inputs, TrainingConfig, train
+from musicrl.preference.training import CHECKPOINT, Fitted, TrainingConfig, train
 from musicrl.rewards.preference import PREFERENCE_FILE
 from musicrl.world import find_world
 from musicrl.worlds import load_world

@@ -22,15 +22,14 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from musicrl.device import role_device
 from musicrl.policies.preference import PreferenceModel, bradley_terry
-from musicrl.preference.pairs import Pairs, batches, prompt_batches
-from musicrl.preference.predictions import Prediction, predict
+from musicrl.preference.inputs import HeldoutClips, Inputs, distinct_clips, score
+from musicrl.preference.pairs import batches, prompt_batches
+from musicrl.preference.predictions import Prediction
 from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.embedder import schedule
 
-CLIPS_AT_ONCE = 64
-"""Clips that are scored together where nothing is learned."""
-NO_CONDITION = -1
 CHECKPOINT = ".resume.safetensors"
 
 
@@ -52,6 +51,8 @@ class TrainingConfig:
     """Steps between measurements of the held-out comparisons, and between checkpoints."""
     patience: int = 4
     """Measurements without a lower held-out log-loss after which it stops (0: never)."""
+    gpus: float = 0.0
+    """Above 0 it learns on the first GPU (not yet run on one)."""
     seed: int = 0
     """Of the order of the pairs."""
 
@@ -59,34 +60,11 @@ class TrainingConfig:
         for name in ("steps", "batch_pairs", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("patience", "batch_prompts", "seed", "weight_decay"):
+        for name in ("patience", "batch_prompts", "seed", "weight_decay", "gpus"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What a model is shown of the pairs: an ablation takes something away."""
-
-    pairs: Pairs
-    conditions: NDArray[np.int16]
-    """int16 [P, C]: of each text."""
-    has_text: bool = True
-    """Whether the captions' conditions are shown."""
-    num_steps: int | None = None
-    """First steps of every clip that are shown (none: all)."""
-
-    def of(self, clips: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Tokens int64 [U, S, K] and conditions int64 [U, C] of clips int64 [U, 2] as
-        (pair, side)."""
-        number, side = clips.T
-        tokens = self.pairs.tokens[number, side, : self.num_steps].astype(np.int64)
-        conditions = torch.from_numpy(self.conditions[self.pairs.prompt[number]].astype(np.int64))
-        if not self.has_text:
-            conditions = torch.full_like(conditions, NO_CONDITION)
-        return torch.from_numpy(tokens), conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,59 +108,6 @@ class State(nn.Module):
             self.waited += 1
 
 
-class HeldoutClips:
-    """The held-out pairs, every clip of them once: a clip stands in many pairs."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self._inputs = inputs
-        self.numbers = inputs.pairs.heldout
-        self.clips, self.place = distinct_clips(inputs.pairs, self.numbers)
-
-    def scores(self, model: PreferenceModel) -> NDArray[np.float64]:
-        """float64 [U], of each clip."""
-        return clip_scores(model, self._inputs, self.clips)
-
-    def predict(self, scores: NDArray[np.float64]) -> Prediction:
-        """The figures of the clips' scores."""
-        pairs = self._inputs.pairs
-        margin = scores[self.place[:, 0]] - scores[self.place[:, 1]]
-        return predict(margin, pairs.first_wins[self.numbers], pairs.prompt[self.numbers])
-
-    def deviation(self, scores: NDArray[np.float64]) -> float:
-        """Deviation of the scores among the clips of a prompt."""
-        prompt = self._inputs.pairs.prompt[self.clips[:, 0]]
-        numbers = np.unique(prompt, return_inverse=True)[1]
-        means = np.bincount(numbers, scores) / np.bincount(numbers)
-        return float(np.sqrt(((scores - means[numbers]) ** 2).mean()))
-
-
-def distinct_clips(
-    pairs: Pairs, numbers: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The clips of the numbered pairs, each once, int64 [U, 2] as (pair, side), and the place
-    int64 [M, 2] of both clips of each pair among them."""
-    found: dict[tuple[int, bytes], int] = {}
-    clips: list[tuple[int, int]] = []
-    place = np.empty((len(numbers), 2), np.int64)
-    for row, number in enumerate(numbers.tolist()):
-        for side in (0, 1):
-            key = int(pairs.prompt[number]), pairs.tokens[number, side].tobytes()
-            if key not in found:
-                found[key] = len(clips)
-                clips.append((number, side))
-            place[row, side] = found[key]
-    return np.array(clips, np.int64).reshape(-1, 2), place
-
-
-@torch.inference_mode()
-def clip_scores(
-    model: PreferenceModel, inputs: Inputs, clips: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Scores float64 [U] of clips int64 [U, 2] as (pair, side)."""
-    parts = [clips[i : i + CLIPS_AT_ONCE] for i in range(0, len(clips), CLIPS_AT_ONCE)]
-    return np.concatenate([model(*inputs.of(part)).double().numpy() for part in parts])
-
-
 def train(
     model: PreferenceModel, inputs: Inputs, config: TrainingConfig, folder: Path, *, name: str
 ) -> Fitted:
@@ -193,7 +118,8 @@ def train(
     chosen among as many, and a little kind. Raises ValueError when the checkpoint is of other
     settings or pairs.
     """
-    state = State(model, _digest(model, inputs, config))
+    digest, device = _digest(model, inputs, config), role_device(config.gpus)
+    state = State(model.to(device), digest)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
@@ -240,8 +166,10 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * schedule(step, config.steps)
     clips, place = distinct_clips(inputs.pairs, numbers)
-    first, second = model(*inputs.of(clips))[torch.from_numpy(place)].unbind(1)
-    loss = bradley_terry(first - second, torch.from_numpy(inputs.pairs.first_wins[numbers]))
+    scores = score(model, inputs.of(clips))
+    first, second = scores[torch.from_numpy(place).to(scores.device)].unbind(1)
+    wins = torch.from_numpy(inputs.pairs.first_wins[numbers]).to(scores.device)
+    loss = bradley_terry(first - second, wins)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -279,7 +207,7 @@ def _finish(state: State, heldout: HeldoutClips, steps: int) -> Fitted:
     with torch.no_grad():
         model.head.bias.sub_(float(scores.mean()))
     return Fitted(
-        model=model.eval(),
+        model=model.cpu().eval(),
         step=int(state.best_step),
         steps=steps,
         prediction=heldout.predict(scores),
@@ -295,5 +223,5 @@ def _digest(model: PreferenceModel, inputs: Inputs, config: TrainingConfig) -> b
     for array in (inputs.conditions, pairs.prompt, pairs.first_wins, pairs.is_heldout):
         digest.update(np.ascontiguousarray(array).tobytes())
     for tensor in model.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.cpu().numpy().tobytes())
     return digest.digest()

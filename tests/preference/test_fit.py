@@ -18,8 +18,9 @@ from musicrl.policies.preference import PreferenceModel
 from musicrl.preference import training
 from musicrl.preference.dataset import write_comparisons
 from musicrl.preference.fit import CEILING, FitConfig, fit, load_material, starting_model
+from musicrl.preference.inputs import distinct_clips
 from musicrl.preference.pairs import SelectionConfig, batches, load_pairs, prompt_batches
-from musicrl.preference.training import Fitted, TrainingConfig, distinct_clips, train
+from musicrl.preference.training import Fitted, TrainingConfig, train
 from musicrl.rewards.mos import MosConfig, MosPredictor
 from musicrl.types import Comparison
 from musicrl.world import World
@@ -291,6 +292,10 @@ def test_faults_are_one_sentence(
     assert "fit-reward needs files" in capsys.readouterr().err
     assert main(["fit-reward", str(file), "--selection.after", "soon"]) == EXIT_FAULT
     assert "after must be a time in ISO 8601, got 'soon'" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        refused = ["fit-reward", str(file), "--weights", str(tiny_world), "--training.gpus", "1"]
+        assert main([*refused, "--out", str(tmp_path / "gpu")]) == EXIT_FAULT
+        assert "1 GPUs are asked for, but torch finds none" in capsys.readouterr().err
 
 
 def test_the_ablations_stand_in_one_table(
