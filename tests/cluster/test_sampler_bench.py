@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from cluster.machine_rates import Rates
 from cluster.sampler_bench import (
     Row,
     SamplerBenchConfig,
-    Worker,
     bench_sampler,
     to_table,
 )
-from cluster.sampler_subject import Subject
+from cluster.sampler_subject import SHAPES, Subject
+from cluster.sampler_worker import Worker
+from musicrl.policies.delayed import DelayedLM
 from musicrl.sampler.cost import step_cost
 from musicrl.world import World
 
@@ -56,6 +60,28 @@ def test_an_engine_that_fails_is_named() -> None:
         pytest.raises(RuntimeError, match=r"engine musicrl failed: .*num_steps must be 1 to 1024"),
     ):
         worker.generate()
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_an_interpreter_without_vllm_is_told() -> None:
+    subject = Subject(shape="12M", engine="vllm", dtype="float32", batch=1, threads=1, steps=2)
+    with (
+        Worker(subject, Path(sys.executable)) as worker,
+        pytest.raises(RuntimeError, match=r"engine vllm failed: .*No module named 'vllm'"),
+    ):
+        worker.generate()
+
+
+def test_vllm_is_given_the_model_that_we_time() -> None:
+    transformers = pytest.importorskip("transformers")
+    subject = Subject(shape="12M", engine="vllm", dtype="float32", batch=1, threads=1, steps=2)
+    config = json.loads(subject.to_vllm())["config"]
+    with torch.device("meta"):
+        peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+        own = DelayedLM(SHAPES["12M"])
+    prefix = sum(p.numel() for name, p in own.named_parameters() if "condition" in name)
+    numbers = sum(p.numel() for p in own.parameters()) - prefix
+    assert sum(p.numel() for p in peer.parameters()) == pytest.approx(numbers, rel=0.001)
 
 
 def test_speed_is_relative_to_the_first_engine_of_the_same_precision() -> None:
@@ -100,6 +126,7 @@ def test_the_cost_of_a_step_grows_with_its_rows(tiny_world: Path) -> None:
         ({"batches": ()}, "batches"),
         ({"batches": (4, 0)}, "batches"),
         ({"engines": ()}, "engines"),
+        ({"engines": ("vllm",)}, "vllm needs vllm_python"),
         ({"shapes": ()}, "shapes"),
         ({"steps": 2000}, "steps"),
     ],

@@ -1,0 +1,75 @@
+"""A process of the sampler's benchmark, under the interpreter and the allocator of its engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from ctypes.util import find_library
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Self
+
+from cluster.sampler_subject import Subject
+
+SUBJECT_MODULE = "cluster.sampler_subject"
+VLLM_SCRIPT = Path(__file__).with_name("sampler_vllm.py")
+VLLM_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "4",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+"""GB of its cache, and nothing sent or fetched."""
+TCMALLOC = ("tcmalloc_minimal", "tcmalloc")
+
+
+class Worker:
+    """A process that generates when asked to."""
+
+    def __init__(self, subject: Subject, vllm_python: Path | None = None) -> None:
+        self.subject, environment = subject, dict(os.environ)
+        command = [sys.executable, "-m", SUBJECT_MODULE, subject.to_json()]
+        if subject.engine.startswith("vllm"):
+            command = [str(vllm_python), str(VLLM_SCRIPT), subject.to_vllm()]
+            environment |= VLLM_ENVIRONMENT
+            environment.pop("PYTHONPATH", None)  # of this environment
+        if subject.engine.endswith("-tcmalloc"):
+            environment["LD_PRELOAD"] = str(tcmalloc())
+        self._said = TemporaryFile("w+")  # noqa: SIM115 (a pipe that nobody reads would fill up)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env=environment,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._said.close()
+
+    def generate(self) -> float:
+        """Seconds of one generation. Raises RuntimeError when the process has failed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+            return float(self._process.stdout.readline())
+        except (ValueError, BrokenPipeError) as fault:
+            self._process.communicate()
+            self._said.seek(0)
+            said = self._said.read().strip().splitlines()
+            last = said[-1] if said else "it said nothing"
+            raise RuntimeError(f"engine {self.subject.engine} failed: {last}") from fault
+
+
+def tcmalloc() -> str | None:
+    """The file name of the library, if it is installed."""
+    return next(filter(None, map(find_library, TCMALLOC)), None)
