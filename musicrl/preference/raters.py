@@ -30,7 +30,7 @@ class SimulatedRaterConfig:
     weights: Mapping[str, float] = field(
         default_factory=lambda: {
             "text": 0.5,
-            "quality": 0.0,
+            "quality": 0.5,
             "pitch-variety": 0.5,
             "sounding": 0.5,
         }

@@ -232,9 +232,11 @@ def make_terms(weights: Mapping[str, float], world: RewardWorld) -> dict[str, Re
     for name, weight in weights.items():
         try:
             terms[name] = make_term(name, world)
-        except FileNotFoundError:
+        except FileNotFoundError as fault:
             if weight:
-                raise
+                raise FileNotFoundError(
+                    f"{fault}; raters like {name!r}, unless told --rater.weights.{name} 0"
+                ) from fault
     return terms
 
 

@@ -153,7 +153,7 @@ def test_simulated_choices_become_a_reward_of_a_run(musicgen_world: Path, tmp_pa
     choices, out = tmp_path / "simulated.parquet", tmp_path / "reward"
     flags = f"--out {choices} --clips.weights {musicgen_world} --clips.prompts 4"
     flags += " --clips.clips-per-prompt 12 --pairs 600 --rater.agreement 0.8 --rater.taste 0.1"
-    flags += " --rater.weights.pitch-variety 0 --rater.weights.sounding 0"
+    flags += " --rater.weights.quality 0 --rater.weights.pitch-variety 0 --rater.weights.sounding 0"
     assert main(["prefs", "simulate", *flags.split()]) == 0
     (rows,) = read_comparisons([choices])
     assert all(row.simulated for row in rows)

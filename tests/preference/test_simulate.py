@@ -20,7 +20,7 @@ from musicrl.types import Clips, Comparison
 from musicrl.world import World
 
 UTILITY = ["--rater.taste", "0.5", "--rater.raters", "6", "--rater.weights.text", "1.0"]
-UTILITY += ["--rater.weights.pitch-variety", "0", "--rater.weights.sounding", "0"]
+UTILITY += [f"--rater.weights.{name}=0" for name in ("quality", "pitch-variety", "sounding")]
 
 
 def clip_flags(world: Path, *, chunk: int = 3) -> list[str]:
@@ -176,5 +176,7 @@ def test_one_sentence(flags: list[str], sentence: str, capsys: pytest.CaptureFix
 def test_a_term_that_nobody_likes_needs_no_model(tiny_world: Path) -> None:
     world = World.load(tiny_world)
     assert make_terms({"text": 1.0, "quality": 0.0}, world).keys() == {"text"}
-    with pytest.raises(FileNotFoundError, match=r"no quality.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no quality.safetensors.*told --rater.weights.quality 0"
+    ):
         make_terms({"text": 1.0, "quality": 0.1}, world)
