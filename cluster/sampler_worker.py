@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from ctypes.util import find_library
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,6 +22,7 @@ VLLM_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 """GB of its cache, and nothing sent or fetched."""
+SECONDS_TO_END = 30
 TCMALLOC = ("tcmalloc_minimal", "tcmalloc")
 
 
@@ -28,14 +30,16 @@ class Worker:
     """A process that generates when asked to."""
 
     def __init__(self, subject: Subject, vllm_python: Path | None = None) -> None:
-        self.subject, environment = subject, dict(os.environ)
+        self.subject, environment, openmp = subject, dict(os.environ), list[str]()
         command = [sys.executable, "-m", SUBJECT_MODULE, subject.to_json()]
         if subject.engine.startswith("vllm"):
             command = [str(vllm_python), str(VLLM_SCRIPT), subject.to_vllm()]
             environment |= VLLM_ENVIRONMENT
+            home = Path(str(vllm_python)).parent.parent
+            openmp += map(str, home.glob("lib/libiomp5.so"))  # of the package intel-openmp
             environment.pop("PYTHONPATH", None)  # of this environment
         if subject.engine.endswith("-tcmalloc"):
-            environment["LD_PRELOAD"] = str(tcmalloc())
+            environment["LD_PRELOAD"] = ":".join([str(tcmalloc()), *openmp])
         self._said = TemporaryFile("w+")  # noqa: SIM115 (a pipe that nobody reads would fill up)
         self._process = subprocess.Popen(
             command,
@@ -50,8 +54,16 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(SECONDS_TO_END)  # vLLM has children to end
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._said.close()
 
     def generate(self) -> float:
