@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,6 +24,7 @@ from musicrl.ranks import find_store, open_store
 from musicrl.sampler.sampling import SamplingConfig
 from musicrl.sharding import Sharded, join_sharded
 from musicrl.types import Experience
+from musicrl.update import PolicyUpdate
 from musicrl.update_config import UpdateConfig
 from tests.sharing import (
     GROUPS,
@@ -173,3 +175,108 @@ def test_guidance_recomputed_layers_and_attention_to_prompts(pools: Pools) -> No
     ):
         assert weights < 1e-5
         assert figures < 1e-5
+
+
+def state_digest(update: PolicyUpdate, *parts: str) -> str:
+    """Of what a checkpoint would hold of some parts (none named: all). Ranks ask together."""
+    tensors, _ = update.state_dict()
+    kept = [t for name, t in tensors.items() if not parts or name.split("/")[0] in parts]
+    return digest(torch.cat([tensor.flatten().double() for tensor in kept]).float().numpy())
+
+
+def state_of(ranks: Sharded, policy: nn.Module) -> str:
+    return state_digest(new_update(policy, PAPER, UpdateConfig(), ranks))
+
+
+def resumed(ranks: Sharded, policy: nn.Module, settings: UpdateConfig) -> tuple[str, str]:
+    """What six updates end with in one go, and with another process's networks after three."""
+    start = copy.deepcopy(policy)
+    update = new_update(policy, PAPER, settings, ranks)
+    for version in range(3):
+        update.step([experience(version)])
+    tensors, numbers = update.state_dict()
+    other = new_update(start, PAPER, settings, ranks)
+    other.load_state_dict(tensors, json.loads(json.dumps(numbers)))
+    for version in range(3, 6):
+        for one in (update, other):
+            one.step([experience(version)])
+    return state_digest(update), state_digest(other)
+
+
+def test_parts_go_on_from_a_checkpoint_bit_for_bit(pools: Pools) -> None:
+    """Of the policy, by Muon and Adam, and of the value network."""
+    settings = UpdateConfig(learning_rate=1e-3, muon_learning_rate=1e-3, microbatch_samples=3)
+    found = {state for pair in together(pools, resumed, small_policy(), settings) for state in pair}
+    assert len(found) == 1
+
+
+def held(ranks: Sharded, policy: nn.Module, settings: UpdateConfig) -> list[tuple[str, str]]:
+    """The policy and the value network after none, one, two and three updates."""
+    update = new_update(policy, PAPER, settings, ranks)
+    found = []
+    for version in range(4):
+        policy_now, value_now = (state_digest(update, part) for part in ("policy", "value"))
+        found.append((policy_now, value_now))
+        update.step([experience(version)])
+    return found
+
+
+def test_parts_hold_the_policy_while_the_value_network_warms_up(pools: Pools) -> None:
+    settings = UpdateConfig(learning_rate=1e-3, value_warmup_steps=2, microbatch_samples=2)
+    first, second = together(pools, held, small_policy(), settings)
+    assert first == second
+    policies, values = zip(*first, strict=True)
+    assert policies[0] == policies[1] == policies[2] != policies[3]
+    assert len(set(values)) == 4
+
+
+def skipped(ranks: Sharded, policy: nn.Module, fault: str) -> tuple[list[float], list[str]]:
+    """Whether each of three updates was skipped, of which the second goes wrong in the last rank
+    alone, and what policy and optimizer are after each."""
+    update = new_update(policy, GROUPS, UpdateConfig(learning_rate=1e-3), ranks)
+    is_wrong = False
+    last = list(update.policy.parameters())[-1]
+
+    def spoil_loss(_: nn.Module, __: object, logits: Tensor) -> Tensor | None:
+        return logits * torch.nan if is_wrong else None
+
+    def spoil_gradient(parameter: Tensor) -> None:
+        if is_wrong and parameter.grad is not None:
+            parameter.grad *= torch.inf
+
+    if ranks.rank == 1 and fault == "loss":
+        update.policy.register_forward_hook(spoil_loss)
+    if ranks.rank == 1 and fault == "gradient":
+        last.register_post_accumulate_grad_hook(spoil_gradient)
+    flags, states = [], []
+    for version in range(3):
+        is_wrong = version == 1
+        flags.append(update.step([experience(version)])["update/skipped"])
+        states.append(state_digest(update))
+    return flags, states
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+def test_parts_skip_what_is_not_finite_together(pools: Pools, fault: str) -> None:
+    """The loss of one rank's rows, or the gradient of what one rank holds of one tensor."""
+    first, second = together(pools, skipped, small_policy(), fault)
+    assert first == second
+    flags, states = first
+    assert flags == [0, 1, 0]
+    assert states[0] == states[1] != states[2]
+
+
+def late(ranks: Sharded, policy: nn.Module) -> str:
+    """What the first rank says of an update in which the other takes no part."""
+    update = new_update(policy, PAPER, UpdateConfig(), ranks)
+    if ranks.rank == 1:
+        return ""
+    with pytest.raises(ConnectionError) as found:
+        update.step([experience(0)])
+    return str(found.value)
+
+
+def test_a_part_that_is_late_is_missed_within_the_deadline(pools: Pools) -> None:
+    together(pools, state_of, small_policy())  # both processes are up
+    message, _ = together(pools, late, small_policy(), timeout=2)
+    assert "rank 0 lost another rank of its group of 2" in message

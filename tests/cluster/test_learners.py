@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +43,12 @@ def settings(out: Path, num_learners: int, **more: Any) -> dict[str, Any]:
 PARTS = {"num_samplers": 1, "num_learners": 2, "learner_sharding": "full"}
 
 
+def checkpoint(out: Path) -> Path:
+    return out / "checkpoints" / f"step_{STEPS:06d}"
+
+
 def learned(out: Path) -> dict[str, NDArray[np.float32]]:
-    return load_file(out / "checkpoints" / f"step_{STEPS:06d}" / "learner.safetensors")
+    return load_file(checkpoint(out) / "learner.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,15 @@ def undisturbed(configure: Configure, folder: Path) -> dict[str, NDArray[np.floa
     if not out.exists():
         train(configure(**settings(out, 2)))
     return learned(out)
+
+
+@pytest.fixture
+def parts(configure: Configure, folder: Path) -> Path:
+    """Where two learners that hold a part each did the same."""
+    out = folder / "parts"
+    if not out.exists():
+        train(configure(**settings(out, 2, cluster=PARTS)))
+    return out
 
 
 @pytest.fixture
@@ -77,28 +91,43 @@ def test_two_learners_do_what_one_does(
 
 
 def test_two_learners_that_hold_a_part_each_do_what_one_does(
-    configure: Configure, tmp_path: Path, alone: dict[str, NDArray[np.float32]]
+    configure: Configure, tmp_path: Path, alone: dict[str, NDArray[np.float32]], parts: Path
 ) -> None:
     """With a divergence of held-out clips before and after; one learner then resumes from it."""
-    out = tmp_path / "run"
-    train(configure(**settings(out, 2, cluster=PARTS)))
     for name, wanted in alone.items():
-        np.testing.assert_allclose(learned(out)[name], wanted, rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(learned(parts)[name], wanted, rtol=0, atol=1e-5, err_msg=name)
+    out = tmp_path / "run"
+    shutil.copytree(parts, out)
     solo(configure(**settings(out, 1, resume=True, iterations=STEPS + 1)))
     assert (out / "checkpoints" / f"step_{STEPS + 1:06d}" / "state.json").exists()
 
 
+def test_two_that_hold_parts_resume_to_the_same_weights(
+    configure: Configure, tmp_path: Path, parts: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(parts, out)
+    shutil.rmtree(checkpoint(out))
+    train(configure(**settings(out, 2, cluster=PARTS, resume=True)))
+    for name, found in learned(out).items():
+        assert np.array_equal(found, learned(parts)[name]), name
+
+
 @pytest.mark.parametrize(
-    ("victim", "moment"), [("leader", "before the step"), ("follower", "in the step")]
+    ("holding", "victim", "moment"),
+    [("all", "leader", "before the step"), ("a part", "follower", "in the step")],
 )
 def test_a_death_among_them_changes_nothing(
     configure: Configure,
     tmp_path: Path,
     undisturbed: dict[str, NDArray[np.float32]],
+    parts: Path,
     monkeypatch: pytest.MonkeyPatch,
+    holding: str,
     victim: str,
     moment: str,
 ) -> None:
+    """All ranks start again from the newest checkpoint."""
     fleets: list[Fleet] = []
 
     class Known(Fleet):
@@ -125,10 +154,12 @@ def test_a_death_among_them_changes_nothing(
         return None if moment == "in the step" else learn(controller)
 
     monkeypatch.setattr(Controller, "learn", learn_and_kill)
-    train(configure(**settings(tmp_path / "run", 2)))
+    more = {"cluster": PARTS} if holding == "a part" else {}
+    train(configure(**settings(tmp_path / "run", 2, **more)))
     assert not waiting
+    wanted = learned(parts) if holding == "a part" else undisturbed
     for name, found in learned(tmp_path / "run").items():
-        assert np.array_equal(found, undisturbed[name]), name
+        assert np.array_equal(found, wanted[name]), name
 
 
 def test_a_learner_that_does_not_come_is_named(
