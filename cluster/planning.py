@@ -12,9 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from itertools import product
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
@@ -23,10 +21,12 @@ from rich.table import Table
 
 from cluster.connection import connected
 from cluster.placement import Misfit, requests_of
+from cluster.plan_config import PlanConfig
 from cluster.session import address_of
 from cluster.simulation.costs import Costs, costs_of, read_trace
 from cluster.simulation.fleet import Machine
 from cluster.simulation.measure import measure_costs, measure_update
+from cluster.simulation.reducing import measure_reducing
 from cluster.simulation.run import Forecast, forecast
 from musicrl.config import TrainConfig
 from musicrl.memory import GIGABYTE, Need, check_fit, needs_of
@@ -35,74 +35,6 @@ from musicrl.textfile import write_text
 ENOUGH = 0.95
 """Of the best throughput: what more actors than that gain is not advised to pay for (this
 project's choice)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """Predict throughput, utilisation and lag of a run for several sizes of a cluster."""
-
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The run. Its samplers, scorers and max_lag are those of the grid where that names any."""
-    samplers: tuple[int, ...] = (1, 2, 4, 8)
-    scorers: tuple[int, ...] = ()
-    """(none: as the run has)."""
-    lags: tuple[int, ...] = (0, 1, 2)
-    """Values of max_lag."""
-    costs: Path | None = None
-    """`trace.json` of a run with the same model, sizes and devices, written by `musicrl train
-    --trace 6` or more (none: measured here by a short run)."""
-    contention: float = 0.0
-    """With `costs`: how much longer a task takes, as a share, while all other cores of its machine
-    are busy. A short run measures it itself."""
-    nodes: int = 0
-    """Machines to plan for (0: those of the Ray cluster that the run would join, else this one)."""
-    node_cores: int = 0
-    """CPU cores of each of them."""
-    node_gpus: int = 0
-    gpu_gb: float = 0.0
-    """Memory of every GPU, GB: a run whose learner or samplers do not fit is refused (0: not
-    checked)."""
-    memory_only: bool = False
-    """Say what memory the run needs, and forecast nothing: no weights are needed for that."""
-    updates: int = 60
-    """Simulated updates of every size."""
-    measured_updates: int = 4
-    """Real updates behind each measured figure."""
-    check: bool = False
-    """Also run every size for real, here, and show how far off the forecast is."""
-    json: Path | None = None
-    """File that receives the figures."""
-
-    def __post_init__(self) -> None:
-        for name in ("samplers", "lags"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} names none")
-        for name, least in (("samplers", 1), ("scorers", 1), ("lags", 0)):
-            if min(getattr(self, name), default=least) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if self.updates < 1 or self.measured_updates < 2:
-            raise ValueError("updates must be 1 or more, and measured_updates 2 or more")
-        if self.nodes and not self.node_cores:
-            raise ValueError(f"nodes {self.nodes}: node_cores says how large they are")
-        if (self.node_cores or self.node_gpus) and not self.nodes:
-            raise ValueError("node_cores and node_gpus describe machines of which nodes names none")
-        if not self.gpu_gb >= 0:
-            raise ValueError(f"gpu_gb must not be negative, got {self.gpu_gb}")
-        if self.contention and self.costs is None:
-            raise ValueError("contention goes with costs; a short run measures it itself")
-
-    def grid(self) -> list[TrainConfig]:
-        """The run at every size."""
-        scorers = self.scorers or (self.train.cluster.num_scorers,)
-        return [
-            replace(
-                self.train,
-                cluster=replace(
-                    self.train.cluster, num_samplers=samplers, num_scorers=count, max_lag=lag
-                ),
-            )
-            for lag, samplers, count in product(self.lags, self.samplers, scorers)
-        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +133,15 @@ def widest(config: PlanConfig) -> TrainConfig:
 
 
 def find_costs(config: PlanConfig) -> Costs:
-    """From the trace that is named, or measured. Raises FileNotFoundError or ValueError."""
+    """From the trace that is named, or measured; with sums over ranks where a size has several
+    learners. Raises FileNotFoundError or ValueError."""
+    costs = find_task_costs(config)
+    if all(size.cluster.num_learners == 1 for size in config.grid()):
+        return costs
+    return replace(costs, reducing=measure_reducing())
+
+
+def find_task_costs(config: PlanConfig) -> Costs:
     if config.costs is not None:
         try:
             return replace(costs_of(read_trace(config.costs)), contention=config.contention)
@@ -264,14 +204,14 @@ def advice(best: Row | None, rows: Sequence[Row]) -> str:
     most = max(_throughput(row) for row in rows if row.forecast is not None)
     return (
         f"advised: {cluster.num_samplers} samplers and {cluster.num_scorers} scorers : "
-        f"{cluster.num_learners} learner at max_lag {cluster.max_lag}: "
+        f"{cluster.num_learners} learner{'s' * (cluster.num_learners > 1)} at max_lag {cluster.max_lag}: "
         f"{found.updates_per_minute:.1f} updates a minute, where the best here is {most:.1f}; "
-        f"the learner works {found.utilisation['learner']:.0%} of the time"
+        f"a learner works {found.utilisation['learner']:.0%} of the time"
     )
 
 
 def to_table(rows: Sequence[Row]) -> Table:
-    title = "forecast (busy: samplers/scorers/learner, % of the time)"
+    title = "forecast (samplers/scorers/learners, and % of the time that they are busy)"
     table = Table(title=title, box=None, padding=(0, 1, 0, 0))
     is_checked = any(row.measured is not None for row in rows)
     for name in (*COLUMNS, *(CHECKS if is_checked else ())):
@@ -281,13 +221,14 @@ def to_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-COLUMNS = ("samplers", "scorers", "max_lag", "s/update", "samples/s", "busy", "mean lag")
+COLUMNS = ("actors", "max_lag", "s/update", "samples/s", "busy", "mean lag")
 CHECKS = ("measured", "error")
 
 
 def _size_cells(row: Row) -> list[str]:
     cluster = row.config.cluster
-    return [str(n) for n in (cluster.num_samplers, cluster.num_scorers, cluster.max_lag)]
+    counts = cluster.num_samplers, cluster.num_scorers, cluster.num_learners
+    return ["/".join(map(str, counts)), str(cluster.max_lag)]
 
 
 def _cells(row: Row) -> list[str]:
@@ -315,4 +256,5 @@ def _throughput(row: Row) -> float:
 
 
 def _actors(row: Row) -> int:
-    return row.config.cluster.num_samplers + row.config.cluster.num_scorers
+    cluster = row.config.cluster
+    return cluster.num_samplers + cluster.num_scorers + cluster.num_learners

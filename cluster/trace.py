@@ -20,6 +20,8 @@ from cluster.supervise import Lost, Result, Task
 from musicrl.textfile import write_text
 
 TRACE_FILE = "trace.json"
+NUM_LEARNERS = "num_learners"
+"""Key of the ranks behind the one row of the learner."""
 MICROSECONDS = 1e6
 
 
@@ -55,6 +57,7 @@ class Trace:
     updates: int
     path: Path | None
     """Where they are written once they are over (none: they are only kept)."""
+    num_learners: int = 1
     spans: list[Span] = field(default_factory=list)
     is_done: bool = False
     _free: dict[str, float] = field(default_factory=dict)
@@ -77,7 +80,7 @@ class Trace:
     def close(self) -> None:
         """Write what there is."""
         if not self.is_done and self.spans and self.path is not None:
-            write_text(self.path, json.dumps(to_chrome(self.spans)) + "\n")
+            write_text(self.path, json.dumps(to_chrome(self.spans, self.num_learners)) + "\n")
         self.is_done = True
 
 
@@ -114,13 +117,14 @@ def chunk_of(task: Task) -> Key | None:
     return task.subject.chunk.key if task.kind == "score" else None
 
 
-def to_chrome(spans: list[Span]) -> dict[str, Any]:
+def to_chrome(spans: list[Span], num_learners: int = 1) -> dict[str, Any]:
     """The trace-event format: https://chromium.googlesource.com/catapult, "Trace Event Format"."""
     rows = Rows()
     first = min(span.start for span in spans)
     events = [event for span in spans for event in span_events(span, rows.of(span.peer), first)]
     return {
         "displayTimeUnit": "ms",
+        "otherData": {NUM_LEARNERS: num_learners},
         "traceEvents": [*rows.names(), *events, *arrows(spans, rows, first)],
     }
 

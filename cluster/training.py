@@ -98,7 +98,7 @@ def _run(
         journal.begin_training(version)
 
     journal.begin_training(version)
-    trace = Trace(config.trace, config.out / TRACE_FILE) if config.trace else None
+    trace = traced(config) if config.trace else None
     controller = Controller(
         config,
         prompts=prompts,
@@ -117,6 +117,11 @@ def _run(
         version, weights = restore(fleet, best)
     journal.evaluated("after", version, heldout.evaluate(version, weights, stream_names))
     return journal.finish(trained)
+
+
+def traced(config: TrainConfig) -> Trace:
+    """What is written of the first updates."""
+    return Trace(config.trace, config.out / TRACE_FILE, config.cluster.num_learners)
 
 
 def keep_if_best(fleet: Fleet, journal: Journal, version: int, hearing: Hearing) -> None:

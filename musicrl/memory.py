@@ -135,7 +135,7 @@ def learner_need(config: TrainConfig, size: Size) -> Need:
 def activations(config: TrainConfig, size: Size) -> float:
     """Bytes that a microbatch keeps: all layers', or one layer's and the inputs of all."""
     update = config.update
-    share = _share_of_clip(config)
+    share = trained_share(config)
     clips = update.pass_size(round(size.cells * share)) * _passes(config) * share
     kept: float = KEPT[update.precision] * size.states
     if update.gradient_checkpointing:
@@ -169,7 +169,7 @@ def _passes(config: TrainConfig) -> int:
     return 1 if config.rollout.sampling.guidance == 1 else 2
 
 
-def _share_of_clip(config: TrainConfig) -> float:
+def trained_share(config: TrainConfig) -> float:
     """Of a whole clip, what is trained on."""
     seconds, whole = config.rollout.clip_seconds, whole_seconds(config)
     return 1.0 if seconds is None or whole is None else min(1.0, seconds / whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.commands.flags import print_help, split_words, wants_help
+from cluster.plan_config import PlanConfig
 from cluster.session import prepare_environment
 from musicrl.config import DEFAULT_PRESET, load_config
 from musicrl.settings import build, merge, read_flags, to_tree
@@ -19,10 +20,10 @@ def plan(args: Sequence[str]) -> None:
     prepare_environment(train.cluster)
     from cluster import planning
 
-    config = planning.PlanConfig(train=train)
+    config = PlanConfig(train=train)
     if wants_help(args):
         return print_help(config, verb="plan")
     if flags:
-        tree = merge(to_tree(config), read_flags(planning.PlanConfig, flags))
-        config = build(planning.PlanConfig, tree, origin="command line")
+        tree = merge(to_tree(config), read_flags(PlanConfig, flags))
+        config = build(PlanConfig, tree, origin="command line")
     planning.plan(config)

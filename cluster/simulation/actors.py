@@ -1,7 +1,8 @@
 """Actors that compute nothing: each answers what the controller reads, after the time it costs.
 
 An actor does one task after another, as Ray's do. What it answers is right in everything that the
-controller looks at (versions, lags, sizes) and empty in everything else.
+controller looks at (versions, lags, sizes) and empty in everything else. Several learners are one
+actor with a seat for every rank: a training step ends when the last of them is through.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cluster.simulation.timeline import Lane, Timeline
 from musicrl.learner import StepReport
 
 Answer = Callable[[], tuple[Any, ...]]
+Cost = Callable[[], Sequence[float]]
 BYTES_PER_SAMPLE = 2048
 """Of rollouts: what the replay counts, and no more."""
 
@@ -27,14 +29,15 @@ SCORED = ScoreReport(seconds=0.0, priority=1.0)
 
 
 class Remote:
-    """A method of an actor, called as Ray's are."""
+    """A method of an actor, called as Ray's are; `cost` says how long it takes in each of the actor's
+    seats, from the first on."""
 
     __slots__ = ("actor", "answer", "cost", "num_returns")
 
     def __init__(
         self,
         actor: SimulatedActor,
-        cost: Callable[..., float],
+        cost: Callable[..., Sequence[float]],
         answer: Callable[..., tuple[Any, ...]],
         num_returns: int = 1,
     ) -> None:
@@ -59,13 +62,13 @@ class Seat:
 
 
 class SimulatedActor:
-    """Takes its tasks in order, in its seat."""
+    """Takes its tasks in order, in its seats."""
 
-    def __init__(self, timeline: Timeline, seat: Seat, costs: Costs, seed: int) -> None:
-        self.timeline, self.seat = timeline, seat
+    def __init__(self, timeline: Timeline, seats: Sequence[Seat], costs: Costs, seed: int) -> None:
+        self.timeline, self.seats = timeline, seats
         self.costs, self.random = costs, random.Random(seed)
         self.busy_seconds = 0.0
-        self._queue: deque[tuple[Callable[[], float], Answer, list[Reference]]] = deque()
+        self._queue: deque[tuple[Cost, Answer, list[Reference]]] = deque()
         self._is_busy = False
         self.ping = Remote(self, _nothing, lambda: (0,))
 
@@ -73,7 +76,7 @@ class SimulatedActor:
         """One of the measured durations."""
         return self.random.choice(seconds) if seconds else 0.0
 
-    def enqueue(self, cost: Callable[[], float], answer: Answer, returns: list[Reference]) -> None:
+    def enqueue(self, cost: Cost, answer: Answer, returns: list[Reference]) -> None:
         self._queue.append((cost, answer, returns))
         if not self._is_busy:
             self._next()
@@ -83,15 +86,21 @@ class SimulatedActor:
         if not self._is_busy:
             return
         cost, answer, returns = self._queue.popleft()
-        began = self.timeline.now
+        began, parts = self.timeline.now, cost()
+        left = len(parts)
 
         def done() -> None:
+            nonlocal left
             self.busy_seconds += self.timeline.now - began
+            left -= 1
+            if left:
+                return
             for reference, value in zip(returns, answer(), strict=True):
                 reference.fill(value)
             self._next()
 
-        self.timeline.start(self.seat.lane, seconds=cost(), demand=self.seat.demand, done=done)
+        for seat, seconds in zip(self.seats, parts, strict=False):
+            self.timeline.start(seat.lane, seconds=seconds, demand=seat.demand, done=done)
 
 
 class SimulatedSampler(SimulatedActor):
@@ -104,14 +113,14 @@ class SimulatedSampler(SimulatedActor):
         *,
         samples_per_prompt: int,
     ) -> None:
-        super().__init__(timeline, seat, costs, seed)
+        super().__init__(timeline, [seat], costs, seed)
         self.samples_per_prompt = samples_per_prompt
         self.version: int | None = None
         self.generate = Remote(self, self._cost, self._answer, 3)
 
-    def _cost(self, chunk: Any, version: int, weights: Any) -> float:
+    def _cost(self, chunk: Any, version: int, weights: Any) -> Sequence[float]:
         is_new, self.version = version != self.version, version
-        return self.draw(self.costs.sample) + (self.draw(self.costs.apply) if is_new else 0.0)
+        return [self.draw(self.costs.sample) + (self.draw(self.costs.apply) if is_new else 0.0)]
 
     def _answer(self, chunk: Any, version: int, weights: Any) -> tuple[Any, ...]:
         samples = len(chunk.prompts) * self.samples_per_prompt
@@ -123,18 +132,45 @@ class SimulatedSampler(SimulatedActor):
 
 class SimulatedScorer(SimulatedActor):
     def __init__(self, timeline: Timeline, seat: Seat, costs: Costs, seed: int) -> None:
-        super().__init__(timeline, seat, costs, seed)
+        super().__init__(timeline, [seat], costs, seed)
         self.score = Remote(
-            self, lambda *_: self.draw(self.costs.score), lambda *_: (None, SCORED), 2
+            self, lambda *_: [self.draw(self.costs.score)], lambda *_: (None, SCORED), 2
         )
 
 
 class SimulatedLearner(SimulatedActor):
-    def __init__(self, timeline: Timeline, seat: Seat, costs: Costs, seed: int) -> None:
-        super().__init__(timeline, seat, costs, seed)
-        self.step = Remote(self, lambda *_: self.draw(self.costs.learn), self._answer, 2)
-        self.save = Remote(self, lambda *_: self.draw(self.costs.save), lambda: (None,))
+    """All ranks, a seat each.
+
+    A step that takes one learner L seconds, of which it spends a share p on the update, takes each
+    of n ranks L (1 - p + p r) + s: r is the rank's part of the rows of a minibatch (the n-th,
+    rounded up for the first ranks), s what the sums over the ranks take (`reducing`). Each rank
+    draws its own L, and the last one ends the step. The optimizer's own work counts as divided, and
+    minibatches are not waited for one by one. This project's model.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        seats: Sequence[Seat],
+        costs: Costs,
+        seed: int,
+        *,
+        num_rows: int,
+        reduce_seconds: float,
+    ) -> None:
+        """`num_rows` are those of a minibatch."""
+        super().__init__(timeline, seats, costs, seed)
+        ranks = len(seats)
+        rows = [num_rows // ranks + (rank < num_rows % ranks) for rank in range(ranks)]
+        self.shares = [1.0 - costs.shared + costs.shared * own / num_rows for own in rows]
+        self.reduce_seconds = reduce_seconds
+        self.step = Remote(self, self._cost, self._answer, 2)
+        self.save = Remote(self, lambda *_: [self.draw(self.costs.save)], lambda: (None,))
         self.weights = Remote(self, _nothing, lambda: (None,))
+
+    def _cost(self, *_: Any) -> Sequence[float]:
+        learn = self.costs.learn
+        return [share * self.draw(learn) + self.reduce_seconds for share in self.shares]
 
     def _answer(self, step: int, pairs: Sequence[Any]) -> tuple[StepReport, None]:
         lags: Counter[int] = Counter()
@@ -147,8 +183,8 @@ class SimulatedLearner(SimulatedActor):
         return report, None
 
 
-def _nothing(*_: Any) -> float:
-    return 0.0
+def _nothing(*_: Any) -> Sequence[float]:
+    return [0.0]
 
 
 _PHASES = {

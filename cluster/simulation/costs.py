@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cluster.trace import MICROSECONDS, Span
+from cluster.simulation.reducing import Reducing
+from cluster.trace import MICROSECONDS, NUM_LEARNERS, Span
 
-PUBLISH = "publish"
+LEARN, PUBLISH = "learn", "publish"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,11 @@ class Costs:
     """Of a checkpoint."""
     contention: float = 0.0
     """How much longer a task takes, as a share, while all other cores of its machine are busy."""
+    shared: float = 1.0
+    """Of a training step of one learner, the share that several would divide: the update, and not
+    what is fetched before it and published after it."""
+    reducing: Reducing | None = None
+    """What several learners pay for sums (none: not known, and only one can be planned for)."""
 
     def __post_init__(self) -> None:
         for kind in ("sample", "score", "learn"):
@@ -42,12 +48,14 @@ class Costs:
 
     def to_json(self) -> dict[str, Any]:
         """Means and counts."""
-        kinds = {name: values for name, values in asdict(self).items() if name != "contention"}
+        kinds = {name: v for name, v in asdict(self).items() if isinstance(v, tuple)}
         means = {
             name: {"seconds": fmean(values) if values else 0.0, "tasks": len(values)}
             for name, values in kinds.items()
         }
-        return {**means, "contention": self.contention}
+        reducing = self.reducing and asdict(self.reducing)
+        others = {"contention": self.contention, "shared": self.shared, "reducing": reducing}
+        return {**means, **others}
 
 
 def costs_of(spans: Iterable[Span]) -> Costs:
@@ -61,24 +69,36 @@ def costs_of(spans: Iterable[Span]) -> Costs:
         raise ValueError(f"costs need a trace of 2 or more updates, got {len(steps)}")
     warm = [span for span in spans if span.start >= steps[0]]
     applied = [span.phases[PUBLISH] for span in warm if span.kind == "sample"]
+    learned = [span for span in warm if span.kind == "learn"]
+    in_update = sum(span.phases[LEARN] for span in learned)
     return Costs(
         sample=_seconds(warm, "sample", without=PUBLISH),
         apply=tuple(seconds for seconds in applied if seconds > 0),
         score=_seconds(warm, "score"),
         learn=_seconds(warm, "learn"),
         save=_seconds(warm, "save"),
+        shared=min(1.0, in_update / sum(span.seconds for span in learned)),
     )
 
 
 def read_trace(path: Path) -> list[Span]:
-    """The spans of a `trace.json`. Raises FileNotFoundError or ValueError naming the file."""
+    """The spans of a `trace.json` of a run with one learner. Raises FileNotFoundError or ValueError
+    naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no trace at {path}: `musicrl train --trace N` writes one")
     try:
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-        return [_to_span(e) for e in events if e["ph"] == "X" and "doing" in e["args"]]
+        trace = json.loads(path.read_text(encoding="utf-8"))
+        spans = [_to_span(e) for e in trace["traceEvents"] if _is_task(e)]
+        learners = trace.get("otherData", {}).get(NUM_LEARNERS, 1)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as fault:
         raise ValueError(f"{path} is no trace of `musicrl train`: {fault!r}") from fault
+    if learners != 1:
+        raise ValueError(f"{path} is of {learners} learners: costs come from a run with one")
+    return spans
+
+
+def _is_task(event: Any) -> bool:
+    return event["ph"] == "X" and "doing" in event["args"]
 
 
 def _to_span(event: Any) -> Span:

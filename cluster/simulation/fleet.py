@@ -22,6 +22,7 @@ from cluster.simulation.actors import (
     SimulatedScorer,
 )
 from cluster.simulation.costs import Costs
+from cluster.simulation.reducing import load_of
 from cluster.simulation.store import VirtualStore
 from cluster.simulation.timeline import Lane, Timeline
 from cluster.supervise import Pending, Result, Task
@@ -51,10 +52,6 @@ class SimulatedFleet:
     ) -> None:
         """Raises `cluster.placement.Misfit` when the machines have no room for the actors."""
         cluster = config.cluster
-        if cluster.num_learners > 1:
-            raise ValueError(
-                f"cluster.num_learners {cluster.num_learners}: a plan knows the cost of one learner"
-            )
         self.timeline = Timeline()
         store = VirtualStore(self.timeline)
         self.pending = Pending(
@@ -64,8 +61,14 @@ class SimulatedFleet:
         seats = find_seats(cluster, plan, Lanes(machines, costs.contention))
         seeds = count(seed * 1_000_003)
         samples = config.rollout.samples_per_prompt
+        num_samples = config.rollout.prompts_per_step * samples
         self.learner_actor = SimulatedLearner(
-            self.timeline, seats["learner"][0], costs, next(seeds)
+            self.timeline,
+            seats["learner"],
+            costs,
+            next(seeds),
+            num_rows=max(1, num_samples // config.update.minibatches),
+            reduce_seconds=reduce_seconds(config, costs),
         )
         self.sampler_actors = [
             SimulatedSampler(self.timeline, seat, costs, next(seeds), samples_per_prompt=samples)
@@ -101,6 +104,23 @@ class SimulatedFleet:
 
     def replace_learner(self) -> NoReturn:
         raise AssertionError("the learner failed in a simulation")
+
+
+def reduce_seconds(config: TrainConfig, costs: Costs) -> float:
+    """Of the sums of an update over its learners. Raises ValueError where no costs say so."""
+    cluster = config.cluster
+    if cluster.num_learners == 1:
+        return 0.0
+    if cluster.learner_sharding == "full":
+        raise ValueError(
+            f"cluster.num_learners {cluster.num_learners} with learner_sharding full: a plan knows "
+            "the sums of learners that hold whole networks, and no gathering of parts"
+        )
+    if costs.reducing is None:
+        raise ValueError(
+            f"cluster.num_learners {cluster.num_learners}: the costs hold no sums over learners"
+        )
+    return costs.reducing.seconds(load_of(config), ranks=cluster.num_learners)
 
 
 class Lanes:

@@ -34,7 +34,9 @@ SIMULATED_UPDATES = 40
 
 
 def measure_costs(config: TrainConfig, machines: Sequence[Machine], *, updates: int) -> Costs:
-    """Run `updates` training steps alone and as many side by side; Ray is connected."""
+    """Run `updates` training steps alone and as many side by side, on one learner; Ray is
+    connected."""
+    config = with_one_learner(config)
     walls = {}
     with real_turns(config) as turns:
         trace = Trace(updates=updates + 1, path=None)
@@ -44,6 +46,11 @@ def measure_costs(config: TrainConfig, machines: Sequence[Machine], *, updates: 
     costs = costs_of(trace.spans)
     lagging = replace(config, cluster=replace(config.cluster, max_lag=1))
     return fit_contention(lagging, machines, costs, seconds_per_update=walls[1])
+
+
+def with_one_learner(config: TrainConfig) -> TrainConfig:
+    """The same run, unshared: what several learners take follows from it."""
+    return replace(config, cluster=replace(config.cluster, num_learners=1, learner_sharding="none"))
 
 
 def measure_update(config: TrainConfig, *, updates: int) -> float:

@@ -97,7 +97,11 @@ def forecast(
     ledger = run_ledger(config, fleet, updates=WARMUP + updates)
     walls, wall = ledger.walls[WARMUP:], sum(ledger.walls[WARMUP:])
     lags = sum(ledger.lags[WARMUP:], Counter[int]())
-    sizes = {"sampler": len(fleet.sampler_actors), "scorer": len(fleet.scorer_actors), "learner": 1}
+    sizes = {
+        "sampler": len(fleet.sampler_actors),
+        "scorer": len(fleet.scorer_actors),
+        "learner": len(fleet.learner_actor.seats),
+    }
     worked = {r: ledger.busy[-1][r] - ledger.busy[WARMUP - 1][r] for r in sizes}
     return Forecast(
         num_samplers=config.cluster.num_samplers,

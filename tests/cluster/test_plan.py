@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from cluster.cli import main
-from cluster.planning import PlanConfig, plan
+from cluster.plan_config import PlanConfig
+from cluster.planning import plan
 from cluster.simulation.costs import Costs, costs_of, read_trace
 from cluster.simulation.fleet import Machine
 from cluster.simulation.measure import fit_contention
