@@ -5,7 +5,7 @@ A policy owns its layout and its networks. It knows neither rewards nor algorith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -15,8 +15,18 @@ from musicrl.policies.cache import DecodingCache
 from musicrl.sampler.cache import Rows, Span
 from musicrl.sampler.ops import Ops
 
-Draw = Callable[[int, Tensor], Tensor]
-"""(stream k, logits [B, V_k]) -> tokens int64 [B]."""
+
+class Draw(Protocol):
+    """What the tokens of a step are drawn with."""
+
+    def __call__(self, stream: int, logits: Tensor) -> Tensor:
+        """Tokens int64 [B] of one stream from logits [B, V_k]."""
+        ...
+
+    def cells(self, logits: Tensor, is_empty: Tensor | None) -> Tensor:
+        """Tokens int64 [B, K] of all streams from logits [B, K, V]; with bool [B, K], cells that
+        are empty get the special token V, which the others never draw."""
+        ...
 
 
 class Policy(Protocol):

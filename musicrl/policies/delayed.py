@@ -28,6 +28,7 @@ from musicrl.policies.text import TextStates
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.ops import Ops
 from musicrl.sampler.reference import ReferenceOps
+from musicrl.sampler.sampling import with_special
 
 KIND = "delayed policy"
 HEAD_STD = 0.02
@@ -102,11 +103,8 @@ class DelayedLM(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):  # as every backend of the sampler
             logits = self.logits(ReferenceOps(), hidden.float())
         steps = torch.arange(S, device=tokens.device).repeat(B)
-        ends = torch.full_like(steps, S)
-        marked = [self.marked(k, each, steps, ends) for k, each in enumerate(logits)]
-        if K == 1:
-            return marked[0].view(B, S, 1, -1)
-        return torch.stack([each.view(B, S, -1) for each in marked], dim=2)
+        is_empty = self.is_empty(steps, torch.full_like(steps, S))
+        return with_special(logits, is_empty).view(B, S, K, -1)
 
     def hidden(self, tokens: Tensor, conditions: Tensor) -> Tensor:
         """Hidden states [B, S, W] of every step: of what lies before it."""
@@ -177,22 +175,16 @@ class DelayedLM(nn.Module):
         x = F.embedding_bag(before + offsets, self.token.weight, mode="sum")
         return x if self.config.positions == "rotary" else x + self.places[steps]
 
-    def logits(self, ops: Ops, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Of each codebook [N, V], from hidden states [N, W]."""
+    def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
+        """Of every codebook [N, K, V], from hidden states [N, W]."""
         whole = ops.logits(hidden, self.head.flatten(0, 1))
-        return whole.view(len(hidden), self.config.num_codebooks, -1).unbind(1)
+        return whole.view(len(hidden), self.config.num_codebooks, -1)
 
-    def marked(self, stream: int, logits: Tensor, steps: Tensor, ends: Tensor) -> Tensor:
-        """Logits [N, V + 1] with the special token, of cells at `steps` of grids that have `ends`
-        steps: certain where the cell holds no frame, impossible elsewhere."""
-        if self.config.num_codebooks == 1:  # every cell holds a frame
-            return F.pad(logits, (0, 1), value=-torch.inf)
-        late = self.config.num_codebooks - 1 - stream
-        is_empty = ((steps < stream) | (steps >= ends - late))[:, None]
-        certain = torch.full_like(logits[:1], -torch.inf)
-        frames = torch.where(is_empty, certain, logits)
-        special = torch.where(is_empty, 0.0, -torch.inf).to(logits.dtype)
-        return torch.cat([frames, special], dim=1)
+    def is_empty(self, steps: Tensor, ends: Tensor) -> Tensor:
+        """Bool [N, K]: cells at `steps` of grids that have `ends` steps which hold no frame."""
+        ahead = torch.arange(self.config.num_codebooks, device=steps.device)
+        early, late = steps[:, None] < ahead, (steps - ends)[:, None] >= ahead - len(ahead) + 1
+        return early | late
 
     def new_cache(
         self, ops: Ops, *, num_rows: int, num_slots: int, num_blocks: int, block_size: int
@@ -299,9 +291,5 @@ class DelayedLM(nn.Module):
         """Draw the K tokens of a step at once."""
         assert rows.steps is not None
         assert rows.num_steps is not None
-        logits = self.logits(cache.ops, hidden)
-        tokens = [
-            draw(k, self.marked(k, each, rows.steps, rows.num_steps))
-            for k, each in enumerate(logits)
-        ]
-        return torch.stack(tokens, dim=1)
+        is_empty = self.is_empty(rows.steps, rows.num_steps)
+        return draw.cells(self.logits(cache.ops, hidden), is_empty)

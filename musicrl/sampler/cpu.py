@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ctypes import CDLL
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -110,15 +111,28 @@ class CpuOps:
         return attend_varlen(query, key, value, span)
 
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
-        rows, vocab = logits.shape
-        tokens = torch.empty(rows, dtype=torch.int64)
-        logprobs = torch.empty(rows)
-        kept = torch.empty(rows, -(-vocab // 8), dtype=torch.uint8) if config.top_k else None
-        self._library.draw(
-            *(_address(logits), _address(uniform, torch.float64)),
-            *(config.temperature, config.top_k, rows, vocab),
-            self._doubles(2 * vocab),
-            *(_address(tokens, torch.int64), _address(logprobs)),
+        plain = replace(config, guidance=1.0)
+        tokens, logprobs, kept = self.draw_cells(logits[:, None], None, uniform[None], plain)
+        return Drawn(tokens[:, 0], logprobs[:, 0], None if kept is None else kept[:, 0])
+
+    def draw_cells(
+        self, logits: Tensor, is_empty: Tensor | None, uniform: Tensor, config: SamplingConfig
+    ) -> Drawn:
+        streams, rows = uniform.shape
+        vocab, is_guided = logits.shape[-1], config.guidance != 1
+        size = vocab if is_empty is None else vocab + 1
+        tokens = torch.empty(rows, streams, dtype=torch.int64)
+        logprobs = torch.empty(rows, streams)
+        kept = None
+        if config.top_k:
+            kept = torch.empty(rows, streams, -(-size // 8), dtype=torch.uint8)
+        self._library.draw_cells(
+            *(_address(logits), _address(logits[rows:]) if is_guided else None),
+            None if is_empty is None else _address(is_empty, torch.bool),
+            _address(uniform, torch.float64),
+            *(config.guidance, config.temperature, config.top_k, rows, streams, vocab),
+            self._doubles(3 * vocab),
+            *(tokens.data_ptr(), logprobs.data_ptr()),
             *(None if kept is None else kept.data_ptr(), self._threads),
         )
         return Drawn(tokens, logprobs, kept)

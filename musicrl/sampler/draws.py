@@ -1,4 +1,4 @@
-"""The draws of one step, which a policy asks for stream by stream.
+"""The draws of one step, which a policy asks for stream by stream or all at once.
 
 Guidance is mixed here: with it, logits come for the prompt's rows and for the null prompt's, and
 both get the same token. It knows noise and settings, and nothing of sequences.
@@ -23,6 +23,17 @@ class Draws:
         self._ops = cache.ops
         self._noise = noise
         self._drawn: list[Drawn] = []
+        self._cells: Drawn | None = None
+
+    def cells(self, logits: Tensor, is_empty: Tensor | None) -> Tensor:
+        """Tokens of all streams at once, [B, K], or with guidance [2 B, K] for both branches, from
+        logits [B or 2 B, K, V]; cells that are empty get the special token V, others never."""
+        is_guided = self._config.guidance != 1
+        rows = len(logits) // 2 if is_guided else len(logits)
+        empty = None if is_empty is None else is_empty[:rows]
+        self._cells = self._ops.draw_cells(logits, empty, self._noise, self._config)
+        tokens = self._cells.tokens
+        return torch.cat([tokens, tokens]) if is_guided else tokens
 
     def __call__(self, stream: int, logits: Tensor) -> Tensor:
         """Tokens [B], or with guidance [2 B] for both branches, from logits of as many rows."""
@@ -37,11 +48,15 @@ class Draws:
     @property
     def logprobs(self) -> Tensor:
         """float32 [B, K]."""
+        if self._cells is not None:
+            return self._cells.logprobs
         return torch.stack([drawn.logprobs for drawn in self._drawn], dim=1)
 
     @property
     def kept(self) -> Tensor | None:
         """uint8 [B, K, ceil(V / 8)], zeros past a smaller vocabulary; None without top-k."""
+        if self._cells is not None:
+            return self._cells.kept
         bits = [drawn.kept for drawn in self._drawn if drawn.kept is not None]
         if not bits:
             return None

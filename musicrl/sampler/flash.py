@@ -16,7 +16,7 @@ from torch import Tensor
 
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.ops import EPS
-from musicrl.sampler.sampling import Drawn, SamplingConfig, draw
+from musicrl.sampler.sampling import Drawn, SamplingConfig, draw, draw_cells
 
 PAGE = 256
 """flash-attn 2 takes pages of a multiple of it."""
@@ -151,6 +151,11 @@ class FlashOps:
 
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
         return draw(logits, uniform, config)
+
+    def draw_cells(
+        self, logits: Tensor, is_empty: Tensor | None, uniform: Tensor, config: SamplingConfig
+    ) -> Drawn:
+        return draw_cells(logits, is_empty, uniform, config)
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         key = weight.data_ptr(), weight.shape

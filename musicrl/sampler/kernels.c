@@ -1,4 +1,4 @@
-/* What a decoding step does besides matrix products and norms: one row per sample.
+/* Attention over a paged cache, and norms: one row per sample.
  *
  * Plain C. Loops are written so that a compiler vectorises them for whatever machine it targets;
  * rows are independent, so that the number of threads changes no result. All arrays are dense and
@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "exponentials.h"
 
 #if defined(__GNUC__)
 #define INLINED static inline __attribute__((always_inline))
@@ -26,51 +28,6 @@
     }
 
 enum { AHEAD = 4096 };
-
-/* e^x for x <= 0, relative error below 1e-12; 0 below -700, NaN for NaN. The caller's loop
- * vectorises: Cody and Waite's reduction to |r| <= ln 2 / 2, Taylor's polynomial of degree 10. */
-static inline double exp_of_negative(double x)
-{
-    const double shift = 6755399441055744.0; /* 1.5 * 2^52: adding it rounds to a whole number */
-    double clamped = x < -700.0 ? -700.0 : x;
-    double n = (clamped * 1.4426950408889634 + shift) - shift;
-    double r = (clamped - n * 0.69314718036912382) - n * 1.9082149292705877e-10;
-    double p = 1.0 / 3628800;
-    p = p * r + 1.0 / 362880;
-    p = p * r + 1.0 / 40320;
-    p = p * r + 1.0 / 5040;
-    p = p * r + 1.0 / 720;
-    p = p * r + 1.0 / 120;
-    p = p * r + 1.0 / 24;
-    p = p * r + 1.0 / 6;
-    p = p * r + 0.5;
-    p = p * r + 1.0;
-    p = p * r + 1.0;
-    int64_t bits = ((int64_t)n + 1023) * ((int64_t)1 << 52);
-    double scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return x < -700.0 ? 0.0 : p * scale;
-}
-
-/* The same in float32, relative error below 1e-6; 0 below -87. */
-static inline float short_exp_of_negative(float x)
-{
-    const float shift = 12582912.0f; /* 1.5 * 2^23 */
-    float clamped = x < -87.0f ? -87.0f : x;
-    float n = (clamped * 1.44269504f + shift) - shift;
-    float r = (clamped - n * 0.693145752f) - n * 1.42860677e-6f;
-    float p = 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) * (1 << 23);
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return x < -87.0f ? 0.0f : p * scale;
-}
 
 /* Turn each pair (x[2i], x[2i + 1]) by rotation[i] = (cosine, sine). */
 static inline void rotate(const float *x, const float *rotation, float *out, int size)
@@ -428,105 +385,5 @@ void rms_norm(const float *x, const float *weight, float epsilon, int rows, int 
         float scale = (float)(1.0 / sqrt(squares / width + epsilon));
         for (int i = 0; i < width; i++)
             out[(size_t)b * width + i] = row[i] * scale * weight[i];
-    }
-}
-
-/* Whole numbers in the order of the floats, 0 and -0 alike. */
-static inline uint32_t ordered(float x)
-{
-    float positive_zero = x + 0.0f;
-    uint32_t bits;
-    memcpy(&bits, &positive_zero, sizeof bits);
-    return bits ^ ((uint32_t)((int32_t)bits >> 31) | 0x80000000u);
-}
-
-/* The k-th largest key: the greatest number that at least k of them reach, bit by bit. */
-static uint32_t kth_key(const uint32_t *keys, int count, int k)
-{
-    uint32_t found = 0;
-    for (int bit = 31; bit >= 0; bit--) {
-        uint32_t tried = found | (uint32_t)1 << bit;
-        int reached = 0;
-#pragma omp simd reduction(+ : reached)
-        for (int i = 0; i < count; i++)
-            reached += keys[i] >= tried;
-        found = reached >= k ? tried : found;
-    }
-    return found;
-}
-
-/* The numbers of those that top-k keeps, in order, into `chosen`; how many. NaN is among them. */
-static int choose(const float *x, int count, int k, uint32_t *chosen)
-{
-    int kept = 0;
-    if (k <= 0 || k >= count) {
-        for (int i = 0; i < count; i++)
-            chosen[i] = (uint32_t)i;
-        return count;
-    }
-    for (int i = 0; i < count; i++)
-        chosen[i] = ordered(x[i]);
-    uint32_t least = kth_key(chosen, count, k);
-    for (int i = 0; i < count; i++) { /* kept <= i: no key is lost before it is read */
-        int is_kept = chosen[i] >= least || x[i] != x[i];
-        chosen[kept] = (uint32_t)i;
-        kept += is_kept;
-    }
-    return kept;
-}
-
-/* Set a bit, the lowest first, for each chosen number that is possible. */
-static void mark(const float *x, const uint32_t *chosen, int kept, int count, uint8_t *bits)
-{
-    memset(bits, 0, ((size_t)count + 7) / 8);
-    for (int j = 0; j < kept; j++)
-        bits[chosen[j] / 8] |= (uint8_t)((x[chosen[j]] > -INFINITY) << chosen[j] % 8);
-}
-
-/* Draw one token of each row by inverse CDF, as sampling.draw defines it.
- *
- *   logits   [rows, vocab]      uniforms float64 [rows] in (0, 1)
- *   scratch  float64 [threads, 2 * vocab]
- *   tokens   int64 [rows]       logprobs [rows]: NaN where the logits are not finite
- *   kept     bytes [rows, (vocab + 7) / 8]: a bit for each token that top-k keeps, or NULL
- *
- * top_k 0 keeps all tokens; ties with the k-th are kept. */
-void draw(const float *logits, const double *uniforms, float temperature, int top_k, int rows,
-          int vocab, double *scratch, int64_t *tokens, float *logprobs, uint8_t *kept, int threads)
-{
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int part = 0; part < threads; part++) {
-        double *weights = scratch + (size_t)part * 2 * vocab;
-        float *scaled = (float *)(weights + vocab);
-        uint32_t *chosen = (uint32_t *)(scaled + vocab);
-        int first = (int)((int64_t)rows * part / threads);
-        int last = (int)((int64_t)rows * (part + 1) / threads);
-        for (int b = first; b < last; b++) {
-            const float *row = logits + (size_t)b * vocab;
-            float highest = -INFINITY;
-            for (int i = 0; i < vocab; i++)
-                scaled[i] = row[i] / temperature;
-#pragma omp simd reduction(max : highest)
-            for (int i = 0; i < vocab; i++)
-                highest = scaled[i] > highest ? scaled[i] : highest;
-            int count = choose(scaled, vocab, top_k, chosen);
-            if (kept)
-                mark(scaled, chosen, count, vocab, kept + (size_t)b * ((vocab + 7) / 8));
-            for (int j = 0; j < count; j++)
-                weights[j] = exp_of_negative((double)scaled[chosen[j]] - highest);
-            double total = 0.0, reached = 0.0;
-            for (int j = 0; j < count; j++)
-                total += weights[j];
-            double target = uniforms[b] * total;
-            int token = -1, possible = vocab - 1;
-            for (int j = 0; j < count && token < 0; j++) {
-                reached += weights[j];
-                possible = weights[j] > 0.0 ? (int)chosen[j] : possible;
-                token = reached > target && weights[j] > 0.0 ? (int)chosen[j] : -1;
-            }
-            token = token < 0 ? possible : token;
-            tokens[b] = token;
-            logprobs[b] = (float)((double)scaled[token] - highest - log(total));
-        }
     }
 }

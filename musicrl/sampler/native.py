@@ -16,7 +16,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = tuple(Path(__file__).parent / name for name in ("kernels.c", "products.c"))
+HERE = Path(__file__).parent
+SOURCES = tuple(HERE / name for name in ("kernels.c", "products.c", "draws.c"))
+HEADERS = (HERE / "exponentials.h",)
 FLAGS = (
     (
         "-O3",
@@ -38,7 +40,7 @@ SIGNATURES = {
     "exact_product": [*[_pointer] * 3, *[_int] * 5],
     "product_lanes": [],
     "swiglu": [*[_pointer] * 2, *[_int] * 3],
-    "draw": [_pointer, _pointer, _float, *[_int] * 3, *[_pointer] * 4, _int],
+    "draw_cells": [*[_pointer] * 4, *[_float] * 2, *[_int] * 4, *[_pointer] * 4, _int],
 }
 
 
@@ -95,7 +97,7 @@ def _digest(compiler: str) -> str:
     for flags in FLAGS:
         command = [compiler, *flags, "-dM", "-E", "-x", "c", os.devnull]
         macros += subprocess.run(command, capture_output=True, check=False).stdout
-    sources = b"".join(source.read_bytes() for source in SOURCES)
+    sources = b"".join(source.read_bytes() for source in (*SOURCES, *HEADERS))
     return hashlib.sha256(sources + macros).hexdigest()[:16]
 
 

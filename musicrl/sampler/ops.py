@@ -95,3 +95,9 @@ class Ops(Protocol):
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
         """As `sampling.draw` defines it."""
         ...
+
+    def draw_cells(
+        self, logits: Tensor, is_empty: Tensor | None, uniform: Tensor, config: SamplingConfig
+    ) -> Drawn:
+        """As `sampling.draw_cells` defines it."""
+        ...

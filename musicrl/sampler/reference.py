@@ -15,7 +15,7 @@ from torch import Tensor
 from musicrl.policies.blocks import attend_causally, rotate
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.ops import EPS
-from musicrl.sampler.sampling import Drawn, SamplingConfig, draw
+from musicrl.sampler.sampling import Drawn, SamplingConfig, draw, draw_cells
 
 FEWEST_ROWS = 16
 """Products of fewer rows take another path through the libraries, and other roundings."""
@@ -74,6 +74,11 @@ class ReferenceOps:
 
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
         return draw(logits, uniform, config)
+
+    def draw_cells(
+        self, logits: Tensor, is_empty: Tensor | None, uniform: Tensor, config: SamplingConfig
+    ) -> Drawn:
+        return draw_cells(logits, is_empty, uniform, config)
 
 
 def attend_rows(query: Tensor, key: Tensor, value: Tensor, lens: Tensor) -> Tensor:

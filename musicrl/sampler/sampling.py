@@ -58,14 +58,14 @@ class SamplingConfig:
 
 
 class Drawn(NamedTuple):
-    """One token of each of B rows."""
+    """One token of each of B rows; of cells, one of each [B, K]."""
 
     tokens: Tensor
-    """int64 [B]."""
+    """int64 [B] or [B, K]."""
     logprobs: Tensor
-    """float32 [B], nats."""
+    """float32 of the same shape, nats."""
     kept: Tensor | None
-    """uint8 [B, ceil(V / 8)]: the set that top-k left to draw from, a bit a token, the first token
+    """uint8 [..., ceil(V / 8)]: the set that top-k left to draw from, a bit a token, the first token
     in the lowest bit. None without top-k."""
 
 
@@ -132,6 +132,36 @@ def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
     tokens = torch.searchsorted(cdf, target, right=True).clamp_(max=logits.shape[-1] - 1)
     kept = pack(logprobs > -torch.inf) if config.top_k > 0 else None
     return Drawn(tokens[:, 0], logprobs.gather(1, tokens)[:, 0], kept)
+
+
+def draw_cells(
+    logits: Tensor, is_empty: Tensor | None, uniform: Tensor, config: SamplingConfig
+) -> Drawn:
+    """One token of each cell, tokens [B, K], from `uniform` float64 [K, B].
+
+    `logits` [B, K, V], or with guidance [2 B, K, V]: the prompts' rows, then the null prompt's.
+    `is_empty` bool [B, K] (of the prompts' rows) adds a special token, number V: cells that are
+    empty are certain of it, others never draw it. Without it there is no such token.
+    """
+    if config.guidance != 1:
+        conditioned, null = logits.chunk(2)
+        logits = guide(conditioned, null, config.guidance)
+    if is_empty is not None:
+        logits = with_special(logits, is_empty)
+    tokens, logprobs, kept = draw(logits.flatten(0, 1), uniform.T.flatten(), config)
+    cells = logits.shape[:2]
+    return Drawn(
+        tokens.view(cells), logprobs.view(cells), None if kept is None else kept.view(*cells, -1)
+    )
+
+
+def with_special(logits: Tensor, is_empty: Tensor) -> Tensor:
+    """Logits [..., V] and the special token's, [..., V + 1]: certain where bool [...] says that a
+    cell is empty, impossible elsewhere."""
+    whole = F.pad(logits, (0, 1), value=-torch.inf)
+    certain = whole.new_full((whole.shape[-1],), -torch.inf)
+    certain[-1] = 0.0
+    return torch.where(is_empty[..., None], certain, whole)
 
 
 def pack(flags: Tensor) -> Tensor:
