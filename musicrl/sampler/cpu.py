@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from musicrl.sampler.blas import rounded_product
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.chains import block_of, exact_product
 from musicrl.sampler.ops import EPS
@@ -27,8 +28,11 @@ FEW_ROWS = 16
 processor without products of bfloat16 they are C for any number."""
 FEW_EXACT_ROWS = 32
 """Up to so many rows, products in float32 are C where it gives the bits of torch."""
-KEEP, ADD, SWIGLU = range(3)
-"""What `products.c` does with its sums."""
+FEW_TILE_ROWS = 8
+"""The same where a library's routine multiplies whole tiles of bfloat16 (blas.py), of products whose
+sums are not kept as they are: those would need two of the routine's rows for one."""
+KEEP, ADD, SWIGLU, GELU = range(4)
+"""What `products.c` and `tiles.c` do with their sums."""
 
 
 class CpuOps:
@@ -42,33 +46,39 @@ class CpuOps:
         self._library = library
         self._num_rows = max(num_rows, FEWEST_ROWS)
         self.kv_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        are_panels_best = num_rows <= FEW_ROWS or not has_bfloat16_products()
-        self._in_panels = precision == "bfloat16" and are_panels_best
+        self._gemm = rounded_product() if precision == "bfloat16" else None
+        has_panels = num_rows <= FEW_ROWS or not has_bfloat16_products()
+        self._is_fused = precision == "bfloat16" and (has_panels or self._gemm is not None)
+        self._in_panels = {after: has_panels for after in (KEEP, ADD, SWIGLU, GELU)}
+        if self._gemm is not None and num_rows > FEW_TILE_ROWS:
+            self._in_panels |= {ADD: False, SWIGLU: False, GELU: False}
         self._are_few = num_rows <= FEW_EXACT_ROWS
         self._threads = torch.get_num_threads()
         self._packed: dict[tuple[int, torch.Size, torch.dtype], Packed] = {}
         self._panels: dict[tuple[int, torch.Size, Callable[..., Tensor]], Tensor] = {}
+        self._rounded: dict[tuple[int, torch.Size], Tensor] = {}
         self._scratch = torch.empty(0, dtype=torch.float64)
 
     def refresh(self) -> None:
         """Forget the packed weights."""
         self._packed.clear()
         self._panels.clear()
+        self._rounded.clear()
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        if self._in_panels:
-            return self._few(x, weight)
+        if self._is_fused:
+            return self._fused(x, weight)
         return self._product(x, weight, self.kv_dtype).float()
 
     def linear_gelu(self, x: Tensor, weight: Tensor) -> Tensor:
         """In the precision of products: what follows is one."""
-        if self._in_panels:
-            return F.gelu(self._few(x, weight))
+        if self._is_fused:
+            return self._fused(x, weight, GELU)
         return self._product(x, weight, self.kv_dtype, after="gelu")
 
     def linear_swiglu(self, x: Tensor, weight: Tensor) -> Tensor:
-        if self._in_panels:
-            return self._few(x, weight, SWIGLU)
+        if self._is_fused:
+            return self._fused(x, weight, SWIGLU)
         both = self._product(x, weight, self.kv_dtype)
         if self.kv_dtype == torch.float32:
             gate, up = both.chunk(2, dim=-1)
@@ -78,8 +88,8 @@ class CpuOps:
         return out
 
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
-        if self._in_panels:
-            return self._few(x, weight, ADD, residual)
+        if self._is_fused:
+            return self._fused(x, weight, ADD, residual)
         return residual + self._product(x, weight, self.kv_dtype)
 
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -163,10 +173,36 @@ class CpuOps:
         )
         return out
 
-    def _few(
+    def _fused(
         self, x: Tensor, weight: Tensor, after: int = KEEP, residual: Tensor | None = None
     ) -> Tensor:
-        """x [B, I] by the weight in panels, float32 but for the weight."""
+        """x [B, I] by the rounded weight and what comes after, in one call: [B, O] in float32."""
+        if not self._in_panels[after]:
+            return self._tiles(x, weight, after, residual)
+        if after == GELU:
+            return F.gelu(self._few(x, weight, KEEP, None))
+        return self._few(x, weight, after, residual)
+
+    def _tiles(self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None) -> Tensor:
+        """x is rounded too, but where the sums are kept as they are."""
+        key = weight.data_ptr(), weight.shape
+        if key not in self._rounded:
+            self._rounded[key] = weight.detach().to(torch.bfloat16).contiguous()
+        rows, inputs = x.shape
+        outputs = len(weight)
+        out = torch.empty(rows, outputs // 2 if after == SWIGLU else outputs)
+        room = rows * inputs // 2 + 1
+        scratch = self._doubles(room + rows * outputs)
+        self._library.tile_product(
+            *(self._gemm, _address(x), self._rounded[key].data_ptr()),
+            *(None if residual is None else _address(residual), _address(out)),
+            *(scratch, scratch + 8 * room),
+            *(rows, inputs, outputs, after, self._threads),
+        )
+        return out
+
+    def _few(self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None) -> Tensor:
+        """The weight in panels alone is rounded."""
         order = halves if after == SWIGLU else panels
         key = weight.data_ptr(), weight.shape, order
         if key not in self._panels:

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "exponentials.h"
+#include "numbers.h"
 
 /* What the cells of a step share. */
 typedef struct {
@@ -15,13 +15,13 @@ typedef struct {
     int top_k, vocab, num_bytes;
 } settings_t;
 
-/* Whole numbers in the order of the floats, 0 and -0 alike. */
+/* Whole numbers in the order of the floats, 0 and -0 alike; NaN is the greatest. */
 static inline uint32_t ordered(float x)
 {
     float positive_zero = x + 0.0f;
     uint32_t bits;
     memcpy(&bits, &positive_zero, sizeof bits);
-    return bits ^ ((uint32_t)((int32_t)bits >> 31) | 0x80000000u);
+    return x == x ? bits ^ ((uint32_t)((int32_t)bits >> 31) | 0x80000000u) : UINT32_MAX;
 }
 
 /* How many of the numbers reach a bound. */
@@ -67,7 +67,7 @@ static uint32_t kth_key(const uint32_t *keys, int count, int k, uint16_t *halves
     return (uint32_t)upper << 16 | lower;
 }
 
-/* The numbers of those that top-k keeps, in order, into `chosen`; how many. NaN is among them. */
+/* The numbers of those that top-k keeps, in order, into `chosen`; how many. */
 static int choose(const float *x, int count, int k, uint32_t *chosen, uint16_t *halves)
 {
     int kept = 0;
@@ -80,7 +80,7 @@ static int choose(const float *x, int count, int k, uint32_t *chosen, uint16_t *
         chosen[i] = ordered(x[i]);
     uint32_t least = kth_key(chosen, count, k, halves);
     for (int i = 0; i < count; i++) { /* kept <= i: no key is lost before it is read */
-        int is_kept = chosen[i] >= least || x[i] != x[i];
+        int is_kept = chosen[i] >= least;
         chosen[kept] = (uint32_t)i;
         kept += is_kept;
     }

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "exponentials.h"
+#include "numbers.h"
 
 #if defined(__GNUC__)
 #define INLINED static inline __attribute__((always_inline))
@@ -41,14 +41,6 @@ static inline void rotate(const float *x, const float *rotation, float *out, int
         out[i] = x[i] * cosine - x[i + 1] * sine;
         out[i + 1] = x[i] * sine + x[i + 1] * cosine;
     }
-}
-
-/* Rounded to even to bfloat16: the upper half of its bits; what is not finite stays so. */
-static inline uint16_t rounded(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return x == x ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
 }
 
 /* Two neighbours of a bfloat16 cache lie in one word, the first in its lower half: its numbers are

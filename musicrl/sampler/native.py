@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("kernels.c", "products.c", "draws.c"))
-HEADERS = (HERE / "exponentials.h",)
+SOURCES = tuple(HERE / name for name in ("kernels.c", "products.c", "tiles.c", "draws.c"))
+HEADERS = (HERE / "numbers.h",)
 FLAGS = (
     (
         "-O3",
@@ -38,6 +38,7 @@ SIGNATURES = {
     "rms_norm": [_pointer, _pointer, _float, *[_int] * 2, _pointer, _int],
     "product": [*[_pointer] * 4, *[_int] * 5],
     "exact_product": [*[_pointer] * 3, *[_int] * 5],
+    "tile_product": [*[_pointer] * 7, *[_int] * 5],
     "product_lanes": [],
     "swiglu": [*[_pointer] * 2, *[_int] * 3],
     "draw_cells": [*[_pointer] * 4, *[_float] * 2, *[_int] * 4, *[_pointer] * 4, _int],

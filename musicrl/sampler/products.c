@@ -19,6 +19,8 @@
 #pragma STDC FP_CONTRACT ON
 #endif
 
+#include "numbers.h"
+
 #if __BIGGEST_ALIGNMENT__ >= 64
 enum { LANES = 16, TILE = 8 };
 #elif __BIGGEST_ALIGNMENT__ >= 32
@@ -46,27 +48,6 @@ typedef struct {
 } product_t;
 
 int product_lanes(void) { return LANES; }
-
-/* x / (1 + e^-x), relative error below 1e-6: the exponential by Cody and Waite's reduction and
- * Taylor's polynomial of degree 6. */
-static inline float silu(float x)
-{
-    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    float y = x < -87.0f ? 87.0f : x > 87.0f ? -87.0f : -x;
-    float n = (y * 1.44269504f + shift) - shift;
-    float r = (y - n * 0.693145752f) - n * 1.42860677e-6f;
-    float p = 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) * (1 << 23);
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return x / (1.0f + p * scale);
-}
 
 /* Store the first `count` of a vector of sums. */
 INLINED void store(const product_t *at, reals sums, size_t place, int count)
@@ -194,14 +175,6 @@ void exact_product(const float *x, const float *panels, float *out, int rows, in
     }
 }
 
-static inline float wide(uint16_t x)
-{
-    uint32_t bits = (uint32_t)x << 16;
-    float y;
-    memcpy(&y, &bits, sizeof y);
-    return y;
-}
-
 /* silu of the first half of each row times its second half: bfloat16 x [rows, 2 * width] to out
  * [rows, width], rounded to even; what is not finite stays so. */
 void swiglu(const uint16_t *x, uint16_t *out, int rows, int width, int threads)
@@ -210,11 +183,7 @@ void swiglu(const uint16_t *x, uint16_t *out, int rows, int width, int threads)
     for (int b = 0; b < rows; b++) {
         const uint16_t *gate = x + (size_t)b * 2 * width, *up = gate + width;
         uint16_t *to = out + (size_t)b * width;
-        for (int i = 0; i < width; i++) {
-            float y = silu(wide(gate[i])) * wide(up[i]);
-            uint32_t bits;
-            memcpy(&bits, &y, sizeof bits);
-            to[i] = y == y ? (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
-        }
+        for (int i = 0; i < width; i++)
+            to[i] = rounded(silu(wide(gate[i])) * wide(up[i]));
     }
 }

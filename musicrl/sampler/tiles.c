@@ -1,0 +1,98 @@
+/* Products in bfloat16 by a library's own routine, with what comes before and after in one call.
+ *
+ * The routine is the linear algebra library's (blas.py finds it); it multiplies bfloat16 and adds in
+ * float32, so that the numbers that enter are rounded and those that leave are not. */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast")
+#else
+#pragma STDC FP_CONTRACT ON
+#endif
+
+#include "numbers.h"
+
+/* What is done with the sums: kept, added to what is there, halves joined as silu(first) * second,
+ * or GELU. The first three as in products.c. */
+enum { KEEP, ADD, SWIGLU, GELU };
+enum { FEW = 8192 };
+
+/* C = alpha A B + beta C of column-major matrices, as FORTRAN calls it: A and B bfloat16, C float32.
+ * Whole numbers are read through pointers to 32 or 64 bits: the latter serve both. */
+typedef void gemm_t(const char *trans_a, const char *trans_b, const int64_t *m, const int64_t *n,
+                    const int64_t *k, const float *alpha, const uint16_t *a, const int64_t *lda,
+                    const uint16_t *b, const int64_t *ldb, const float *beta, float *c,
+                    const int64_t *ldc);
+
+static void swiglu_row(const float *both, float *out, int width)
+{
+    for (int i = 0; i < width; i++)
+        out[i] = silu(both[i]) * both[width + i];
+}
+
+static void gelu_row(const float *x, float *out, int width)
+{
+    for (int i = 0; i < width; i++)
+        out[i] = gelu(x[i]);
+}
+
+static void join_row(const float *high, const float *low, float *out, int width)
+{
+    for (int i = 0; i < width; i++)
+        out[i] = high[i] + low[i];
+}
+
+/* `rows` rows as bfloat16; as many rows of what was lost follow if asked. */
+static void round_rows(const float *x, uint16_t *halves, int rows, int inputs, int is_split,
+                       int threads)
+{
+    const size_t count = (size_t)rows * inputs;
+#pragma omp parallel for num_threads(threads) schedule(static) if (count > FEW)
+    for (int b = 0; b < rows; b++) {
+        const float *from = x + (size_t)b * inputs;
+        uint16_t *high = halves + (size_t)b * inputs, *low = high + count;
+        for (int i = 0; i < inputs; i++)
+            high[i] = rounded(from[i]);
+        if (is_split)
+            for (int i = 0; i < inputs; i++)
+                low[i] = rounded(from[i] - wide(high[i]));
+    }
+}
+
+/* x [rows, inputs] by bfloat16 weights [outputs, inputs] to out [rows, outputs], float32.
+ *
+ *   residual  [rows, outputs], with ADD
+ *   halves    room for 2 * rows * inputs bfloat16
+ *   sums      room for 2 * rows * outputs float32
+ *
+ * With SWIGLU `outputs` counts both halves, and out is [rows, outputs / 2]. x is rounded, but with
+ * KEEP: what becomes queries and keys is worth its lower half too, as rows of their own. */
+void tile_product(gemm_t *gemm, const float *x, const uint16_t *weight, const float *residual,
+                  float *out, uint16_t *halves, float *sums, int rows, int inputs, int outputs,
+                  int after, int threads)
+{
+    const int is_split = after == KEEP, width = after == SWIGLU ? outputs / 2 : outputs;
+    const int64_t m = outputs, n = is_split ? 2 * rows : rows, k = inputs;
+    const size_t count = (size_t)rows * outputs;
+    const float one = 1.0f, beta = after == ADD ? 1.0f : 0.0f;
+    round_rows(x, halves, rows, inputs, is_split, threads);
+    if (after == ADD)
+        memcpy(out, residual, count * sizeof *out);
+    gemm("T", "N", &m, &n, &k, &one, weight, &k, halves, &k, &beta, after == ADD ? out : sums, &m);
+    if (after == ADD)
+        return;
+#pragma omp parallel for num_threads(threads) schedule(static) if (count > FEW)
+    for (int b = 0; b < rows; b++) {
+        const float *own = sums + (size_t)b * outputs;
+        float *to = out + (size_t)b * width;
+        if (after == KEEP)
+            join_row(own, own + count, to, width);
+        else if (after == GELU)
+            gelu_row(own, to, width);
+        else
+            swiglu_row(own, to, width);
+    }
+}
