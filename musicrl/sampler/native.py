@@ -17,8 +17,10 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("kernels.c", "products.c", "tiles.c", "draws.c"))
-HEADERS = (HERE / "numbers.h",)
+SOURCES = tuple(
+    HERE / name for name in ("kernels.c", "mixing.c", "products.c", "tiles.c", "draws.c")
+)
+HEADERS = tuple(HERE / name for name in ("attention.h", "numbers.h", "vectors.h"))
 FLAGS = (
     (
         "-O3",

@@ -20,20 +20,17 @@
 #endif
 
 #include "numbers.h"
+#include "vectors.h"
 
-#if __BIGGEST_ALIGNMENT__ >= 64
-enum { LANES = 16, TILE = 8 };
-#elif __BIGGEST_ALIGNMENT__ >= 32
-enum { LANES = 8, TILE = 6 };
+/* Rows of a tile: as many sums as registers hold. */
+#if LANES == 16
+enum { TILE = 8 };
+#elif LANES == 8
+enum { TILE = 6 };
 #else
-enum { LANES = 4, TILE = 4 };
+enum { TILE = 4 };
 #endif
 enum { AHEAD = 4096 };
-
-#define INLINED static inline __attribute__((always_inline))
-
-typedef float reals __attribute__((vector_size(4 * LANES)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 
 /* What is done with a sum: kept, added to what is there, or halves joined as silu(first) * second. */
 enum { KEEP, ADD, SWIGLU };

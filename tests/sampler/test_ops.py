@@ -104,8 +104,10 @@ def test_root_mean_square_norms_agree(ops: CpuOps, rows: int, width: int) -> Non
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("rotated", [True, False])
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 6), (4, 2, 48), (3, 1, 10)])
-@pytest.mark.parametrize("page", [2, 3, 16])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"), [(4, 4, 6), (4, 2, 48), (3, 1, 10), (2, 1, 64), (2, 2, 512)]
+)
+@pytest.mark.parametrize("page", [2, 3, 16, 37])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_attention_appends_and_mixes_alike(
     threads: int,
