@@ -1,21 +1,20 @@
-"""Float32 products of few rows in C, with the bits of torch: chains of sums of one length.
+"""Float32 products of few rows in C, with the bits of torch: chains of sums of known lengths.
 
 Libraries multiply and add in one rounding, input by input, from zero again after some number of
-inputs; which number is found by trying. It knows panels and a library of kernels, and no model.
+inputs; which numbers is found by trying. It knows panels and a library of kernels, and no model.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from ctypes import CDLL
+from ctypes import CDLL, Array, c_int
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from musicrl.sampler.panels import columns
-from musicrl.sampler.summation import BLOCKS
+from musicrl.sampler.summation import guesses
 
 ROWS = 27
 """Of the products that are compared with torch's: tiles of every size, and more rows than take the
@@ -23,37 +22,46 @@ libraries' other path."""
 
 
 @functools.cache
-def block_of(library: CDLL, inputs: int, outputs: int, threads: int) -> int | None:
-    """The inputs of a chain with which C gives the bits of `F.linear`; None where none does."""
+def chains_of(library: CDLL, inputs: int, outputs: int, threads: int) -> tuple[int, ...] | None:
+    """Lengths of the chains with which C gives the bits of `F.linear`; None where none do."""
     generator = torch.Generator().manual_seed(inputs)
     x = torch.randn(ROWS, inputs, generator=generator)
     weight = torch.randn(outputs, inputs, generator=generator)
     wanted, packed = F.linear(x, weight), columns(weight, library.product_lanes())
-    for block in _guesses(inputs):
-        if torch.equal(exact_product(library, x, packed, outputs, block, threads), wanted):
-            return block
+    for chains in guesses(inputs):
+        if torch.equal(exact_product(library, x, packed, outputs, chains, threads), wanted):
+            return chains
     return None
 
 
 def exact_product(
-    library: CDLL, x: Tensor, packed: Tensor, outputs: int, block: int, threads: int
+    library: CDLL,
+    x: Tensor,
+    packed: Tensor,
+    outputs: int,
+    chains: tuple[int, ...],
+    threads: int,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """x [B, I] by the weight in `columns` to [B, O], in chains of `block` inputs.
+    """x [B, I] by the weight in `columns` to [B, O], in chains of so many inputs, then + residual
+    [B, O] if there is one.
 
     Raises ValueError when x is not dense float32.
     """
-    if x.dtype != torch.float32 or not x.is_contiguous():
-        raise ValueError(f"a kernel needs dense float32, got {x.dtype} {tuple(x.shape)}")
+    for tensor in (x,) if residual is None else (x, residual):
+        if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            shape = tuple(tensor.shape)
+            raise ValueError(f"a kernel needs dense float32, got {tensor.dtype} {shape}")
     rows, inputs = x.shape
     out = torch.empty(rows, outputs)
     library.exact_product(
-        *(x.data_ptr(), packed.data_ptr(), out.data_ptr()),
-        *(rows, inputs, outputs, block, threads),
+        *(x.data_ptr(), packed.data_ptr(), None if residual is None else residual.data_ptr()),
+        *(out.data_ptr(), rows, inputs, outputs),
+        *(_numbers(chains), len(chains), threads),
     )
     return out
 
 
-def _guesses(inputs: int) -> Iterator[int]:
-    yield inputs
-    yield from (block for block in BLOCKS if block < inputs)
-    yield -(-inputs // 2)
+@functools.cache
+def _numbers(chains: tuple[int, ...]) -> Array[c_int]:
+    return (c_int * len(chains))(*chains)

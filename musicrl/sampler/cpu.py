@@ -16,7 +16,7 @@ from torch import Tensor
 
 from musicrl.sampler.blas import rounded_product
 from musicrl.sampler.cache import PagedKV, Rows, Span
-from musicrl.sampler.chains import block_of, exact_product
+from musicrl.sampler.chains import chains_of, exact_product
 from musicrl.sampler.ops import EPS
 from musicrl.sampler.panels import columns, halves, panels
 from musicrl.sampler.reference import FEWEST_ROWS, attend_varlen, padded, product
@@ -80,16 +80,17 @@ class CpuOps:
         if self._is_fused:
             return self._fused(x, weight, SWIGLU)
         both = self._product(x, weight, self.kv_dtype)
-        if self.kv_dtype == torch.float32:
-            gate, up = both.chunk(2, dim=-1)
-            return F.silu(gate) * up
         out = both.new_empty(len(both), both.shape[1] // 2)
-        self._library.swiglu(both.data_ptr(), out.data_ptr(), *out.shape, self._threads)
+        is_exact = both.dtype == torch.float32
+        join = self._library.exact_swiglu if is_exact else self._library.swiglu
+        join(_address(both, both.dtype), out.data_ptr(), *out.shape, self._threads)
         return out
 
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
         if self._is_fused:
             return self._fused(x, weight, ADD, residual)
+        if self.kv_dtype == torch.float32 and (chains := self._chains(weight)):
+            return self._exact(x, weight, chains, residual)
         return residual + self._product(x, weight, self.kv_dtype)
 
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class CpuOps:
         out = torch.empty_like(x)
         rows, width = x.shape
         self._library.rms_norm(
-            *(_address(x), _address(weight.detach()), EPS, rows, width),
+            *(_address(x), _address(weight), EPS, rows, width),
             *(_address(out), self._threads),
         )
         return out
@@ -223,12 +224,11 @@ class CpuOps:
     ) -> Tensor:
         """x by the packed weight, in `dtype`, then GELU if asked. In float32 the sums are the
         learner's; torch's own product without oneDNN, and where its order is not known."""
-        block = self._block(weight) if dtype == torch.float32 and self._are_few else None
-        if block is not None:
-            y = self._exact(x, weight, block)
+        if dtype == torch.float32 and (chains := self._chains(weight)):
+            y = self._exact(x, weight, chains)
             return F.gelu(y) if after == "gelu" else y
         x = x.to(dtype)
-        parts = self._parts(weight.shape[1])
+        parts = self._parts(weight)
         if parts is None or not torch.backends.mkldnn.is_available():
             y = product(x, weight.to(dtype))
             return F.gelu(y) if after == "gelu" else y
@@ -239,23 +239,33 @@ class CpuOps:
             return product_in_parts(padded(x), self._packed[key], parts, after)[: len(x)]
         return product_in_parts(x, self._packed[key], parts, after)
 
-    def _block(self, weight: Tensor) -> int | None:
-        """Inputs of a chain of sums, None where C does not give the bits of torch. Where products
-        are bfloat16 no bits are to be kept."""
+    def _chains(self, weight: Tensor) -> tuple[int, ...] | None:
+        """Inputs of each chain of sums, None for many rows and where C does not give the bits of
+        torch. Where products are bfloat16 no bits are to be kept."""
         outputs, inputs = weight.shape
+        if not self._are_few:
+            return None
         if self.kv_dtype == torch.bfloat16:
-            return inputs
-        return block_of(self._library, inputs, outputs, self._threads)
+            return (inputs,)
+        return chains_of(self._library, inputs, outputs, self._threads)
 
-    def _exact(self, x: Tensor, weight: Tensor, block: int) -> Tensor:
+    def _exact(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        chains: tuple[int, ...],
+        residual: Tensor | None = None,
+    ) -> Tensor:
         key = weight.data_ptr(), weight.shape, columns
         if key not in self._panels:
             self._panels[key] = columns(weight.detach(), self._library.product_lanes())
         packed = self._panels[key]
-        return exact_product(self._library, x, packed, len(weight), block, self._threads)
+        count = len(weight)
+        return exact_product(self._library, x, packed, count, chains, self._threads, residual)
 
-    def _parts(self, inputs: int) -> tuple[int, ...] | None:
-        return parts_of(inputs) if self.kv_dtype == torch.float32 else (inputs,)
+    def _parts(self, weight: Tensor) -> tuple[int, ...] | None:
+        outputs, inputs = weight.shape
+        return parts_of(inputs, outputs) if self.kv_dtype == torch.float32 else (inputs,)
 
     def _doubles(self, count: int) -> int:
         """Address of so many float64 for each thread."""

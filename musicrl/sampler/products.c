@@ -93,15 +93,16 @@ INLINED void tile(const product_t *at, int first, int panel, int rows)
     }
 }
 
-/* The same by float32 weights: chains of `block` inputs, each from zero, added one after the other. */
-INLINED void exact_tile(const product_t *at, int first, int panel, int rows, int block)
+/* The same by float32 weights: chains of so many inputs, each from zero, added one after the other. */
+INLINED void exact_tile(const product_t *at, int first, int panel, int rows, const int *chains,
+                        int num_chains)
 {
     const int inputs = at->inputs, start = panel * 2 * LANES;
     const float *x = at->x + (size_t)first * inputs;
     const float *weights = (const float *)at->panels + (size_t)start * inputs;
     reals low[TILE], high[TILE];
-    for (int begin = 0; begin < inputs; begin += block) {
-        const int end = begin + block < inputs ? begin + block : inputs;
+    for (int c = 0, begin = 0, end; c < num_chains; c++, begin = end) {
+        end = begin + chains[c];
         reals one[TILE], other[TILE];
         for (int r = 0; r < rows; r++)
             one[r] = other[r] = (reals){0};
@@ -154,21 +155,25 @@ void product(const float *x, const uint32_t *panels, const float *residual, floa
 }
 
 /* x [rows, inputs] by float32 weights to out [rows, outputs]: the sums of libraries that add in
- * blocks of `block` inputs, and the same bits. */
-void exact_product(const float *x, const float *panels, float *out, int rows, int inputs,
-                   int outputs, int block, int threads)
+ * chains of so many inputs, which are `inputs` together, and the same bits. Then + residual of the
+ * same shape, if there is one. */
+void exact_product(const float *x, const float *panels, const float *residual, float *out,
+                   int rows, int inputs, int outputs, const int *chains, int num_chains,
+                   int threads)
 {
-    const product_t at = {x, (const uint32_t *)panels, NULL, out, inputs, outputs, KEEP};
+    const product_t at = {x,   (const uint32_t *)panels, residual,
+                          out, inputs,                   outputs,
+                          residual ? ADD : KEEP};
     const int count = (outputs + 2 * LANES - 1) / (2 * LANES);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int panel = 0; panel < count; panel++) {
         int b = 0;
         for (; b + TILE <= rows; b += TILE)
-            exact_tile(&at, b, panel, TILE, block);
+            exact_tile(&at, b, panel, TILE, chains, num_chains);
         for (; b + 2 <= rows; b += 2)
-            exact_tile(&at, b, panel, 2, block);
+            exact_tile(&at, b, panel, 2, chains, num_chains);
         if (b < rows)
-            exact_tile(&at, b, panel, 1, block);
+            exact_tile(&at, b, panel, 1, chains, num_chains);
     }
 }
 
@@ -182,5 +187,19 @@ void swiglu(const uint16_t *x, uint16_t *out, int rows, int width, int threads)
         uint16_t *to = out + (size_t)b * width;
         for (int i = 0; i < width; i++)
             to[i] = rounded(silu(wide(gate[i])) * wide(up[i]));
+    }
+}
+
+/* The same in float32, rounded once: x [rows, 2 * width] to out [rows, width]. */
+void exact_swiglu(const float *x, float *out, int rows, int width, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int b = 0; b < rows; b++) {
+        const float *gate = x + (size_t)b * 2 * width, *up = gate + width;
+        for (int i = 0; i < width; i++) {
+            double z = gate[i], small = exp_of_negative(z < 0.0 ? z : -z);
+            float share = (float)((z < 0.0 ? z * small : z) / (1.0 + small));
+            out[(size_t)b * width + i] = share * up[i];
+        }
     }
 }

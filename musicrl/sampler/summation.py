@@ -18,18 +18,19 @@ Packed = Sequence[Tensor]
 """Weights of the parts."""
 BLOCKS = (192, 256, 384, 128, 336, 512)
 """Lengths of parts that libraries are known to use."""
-ROWS, OUTPUTS = 48, 96
+ROWS = 48
 """Of the products that are tried."""
 
 
 @functools.cache
-def parts_of(inputs: int) -> tuple[int, ...] | None:
-    """Lengths of the parts in which torch adds up `inputs` terms; None when no guess fits."""
+def parts_of(inputs: int, outputs: int) -> tuple[int, ...] | None:
+    """Lengths of the parts in which torch adds up `inputs` terms of each of so many sums; None when
+    no guess fits."""
     generator = torch.Generator().manual_seed(inputs)
     x = torch.randn(ROWS, inputs, generator=generator)
-    weight = torch.randn(OUTPUTS, inputs, generator=generator)
+    weight = torch.randn(outputs, inputs, generator=generator)
     wanted = F.linear(x, weight)
-    for parts in _guesses(inputs):
+    for parts in guesses(inputs):
         if torch.equal(product_in_parts(x, pack(weight, parts, ROWS), parts), wanted):
             return parts
     return None
@@ -58,11 +59,18 @@ def product_in_parts(
     return F.gelu(out) if after == "gelu" else out
 
 
-def _guesses(inputs: int) -> Iterator[tuple[int, ...]]:
+def guesses(inputs: int) -> Iterator[tuple[int, ...]]:
+    """Parts that libraries are known to use: the whole, blocks of one length and what is left, the
+    same with the last two made even, halves."""
     yield (inputs,)
     for block in BLOCKS:
         if inputs > block:
             whole, rest = divmod(inputs, block)
-            yield (block,) * whole + ((rest,) if rest else ())
+            parts = (block,) * whole + ((rest,) if rest else ())
+            yield parts
+            left = parts[-2] + parts[-1]
+            even = (*parts[:-2], -(-left // 2), left // 2)
+            if even != parts:
+                yield even
     half = -(-inputs // 2)
     yield (half, inputs - half)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from musicrl.sampler.chains import block_of, exact_product
+from musicrl.sampler.chains import chains_of, exact_product
 from musicrl.sampler.native import kernels
 from musicrl.sampler.panels import columns
 
@@ -22,33 +22,38 @@ def library() -> CDLL:
     return found
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(48, 80), (192, 576), (384, 1152), (1024, 384)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(48, 80), (192, 576), (384, 1152), (1024, 384), (1280, 512)]
+)
 @pytest.mark.parametrize("rows", [1, 2, 8, 15, 32])
-def test_a_block_that_was_found_gives_the_bits_of_torch(
+def test_chains_that_were_found_gives_the_bits_of_torch(
     library: CDLL, inputs: int, outputs: int, rows: int
 ) -> None:
-    block = block_of(library, inputs, outputs, 1)
-    if block is None:
+    chains = chains_of(library, inputs, outputs, 1)
+    if chains is None:
         pytest.skip("this machine's library adds in an order of its own")
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(40, inputs, generator=generator)
     weight = torch.randn(outputs, inputs, generator=generator)
     packed = columns(weight, library.product_lanes())
-    found = exact_product(library, x[:rows], packed, outputs, block, 1)
+    found = exact_product(library, x[:rows], packed, outputs, chains, 1)
     assert torch.equal(found, F.linear(x, weight)[:rows])
+    residual = torch.randn(rows, outputs, generator=generator)
+    more = exact_product(library, x[:rows], packed, outputs, chains, 1, residual)
+    assert torch.equal(more, residual + found)
 
 
-@pytest.mark.parametrize("block", [5, 30, 100])
+@pytest.mark.parametrize("chains", [(30,), (5, 5, 20), (1, 29)])
 @pytest.mark.parametrize("outputs", [1, 33, 64])
-def test_any_block_is_the_product(library: CDLL, block: int, outputs: int) -> None:
-    torch.manual_seed(block)
+def test_any_chains_are_the_product(library: CDLL, chains: tuple[int, ...], outputs: int) -> None:
+    torch.manual_seed(outputs)
     x, weight = torch.randn(7, 30), torch.randn(outputs, 30)
     packed = columns(weight, library.product_lanes())
-    found = exact_product(library, x, packed, outputs, block, 2)
+    found = exact_product(library, x, packed, outputs, chains, 2)
     torch.testing.assert_close(found, x @ weight.T, atol=1e-5, rtol=1e-5)
 
 
 def test_numbers_that_are_not_dense_are_refused(library: CDLL) -> None:
     packed = columns(torch.randn(4, 6), library.product_lanes())
     with pytest.raises(ValueError, match=r"a kernel needs dense float32, got torch\.float64"):
-        exact_product(library, torch.zeros(2, 6, dtype=torch.float64), packed, 4, 6, 1)
+        exact_product(library, torch.zeros(2, 6, dtype=torch.float64), packed, 4, (6,), 1)

@@ -53,6 +53,7 @@ def test_linears_agree(ops: CpuOps) -> None:
         (ops.linear(x, weight), REFERENCE.linear(x, weight)),
         (ops.linear_gelu(x, weight), REFERENCE.linear_gelu(x, weight)),
         (ops.linear_add(x, weight, residual), REFERENCE.linear_add(x, weight, residual)),
+        (ops.linear_swiglu(x, 20 * weight), REFERENCE.linear_swiglu(x, 20 * weight)),
     ]
     for got, wanted in pairs:
         torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-5)

@@ -16,7 +16,7 @@ from musicrl.sampler.summation import pack, parts_of, product_in_parts
     ("rows", "outputs"), [(FEWEST_ROWS, 64), (FEWEST_ROWS, 768), (50, 200), (128, 768)]
 )
 def test_parts_that_were_found_give_the_bits_of_torch(inputs: int, rows: int, outputs: int) -> None:
-    parts = parts_of(inputs)
+    parts = parts_of(inputs, outputs)
     if parts is None:
         pytest.skip("this machine's library adds in an order of its own")
     assert sum(parts) == inputs
@@ -31,7 +31,8 @@ def test_parts_that_were_found_give_the_bits_of_torch(inputs: int, rows: int, ou
 
 def test_an_order_that_nobody_guesses_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summation, "BLOCKS", (7,))
-    guesses = list(summation._guesses(20))
+    guesses = list(summation.guesses(20))
     assert guesses == [(20,), (7, 7, 6), (10, 10)]
+    assert (7, 5, 5) in summation.guesses(17)
     monkeypatch.setattr(F, "linear", lambda x, w: torch.zeros(len(x), len(w)))
-    assert parts_of.__wrapped__(20) is None
+    assert parts_of.__wrapped__(20, 30) is None
