@@ -23,9 +23,14 @@ class Draw(Protocol):
         """Tokens int64 [B] of one stream from logits [B, V_k]."""
         ...
 
+    def guided(self, hidden: Tensor) -> Tensor:
+        """Hidden states [B, W] of which linear heads make logits for `cells`: fewer where both
+        branches of guidance can be mixed before the heads."""
+        ...
+
     def cells(self, logits: Tensor, is_empty: Tensor | None) -> Tensor:
-        """Tokens int64 [B, K] of all streams from logits [B, K, V]; with bool [B, K], cells that
-        are empty get the special token V, which the others never draw."""
+        """Tokens int64 [B, K] of all streams from logits [B, K, V] of `guided` states; with bool
+        [B, K], cells that are empty get the special token V, which the others never draw."""
         ...
 
 

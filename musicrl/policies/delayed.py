@@ -39,6 +39,8 @@ class DelayedLM(nn.Module):
     """A policy (see policies/base.py) over a `DelayedLayout` grid."""
 
     places: Tensor
+    streams: Tensor
+    """Numbers of the codebooks."""
     num_prefix = 0
 
     def __init__(self, config: DelayedConfig, text: TextStates | None = None) -> None:
@@ -62,6 +64,7 @@ class DelayedLM(nn.Module):
         is_rotary = config.positions == "rotary"
         places = rotations(config.num_steps, config.head_dim) if is_rotary else waves(config)
         self.register_buffer("places", places, persistent=False)
+        self.register_buffer("streams", torch.arange(K), persistent=False)
 
     @property
     def _layers(self) -> tuple[Layer, ...]:
@@ -171,8 +174,8 @@ class DelayedLM(nn.Module):
 
     def embed(self, before: Tensor, steps: Tensor) -> Tensor:
         """Inputs [N, W] from the tokens int64 [N, K] of the steps before."""
-        offsets = torch.arange(before.shape[1], device=before.device) * (self.config.vocab + 1)
-        x = F.embedding_bag(before + offsets, self.token.weight, mode="sum")
+        codes = torch.add(before, self.streams, alpha=self.config.vocab + 1)
+        x = F.embedding_bag(codes, self.token.weight, mode="sum")
         return x if self.config.positions == "rotary" else x + self.places[steps]
 
     def logits(self, ops: Ops, hidden: Tensor) -> Tensor:
@@ -182,9 +185,10 @@ class DelayedLM(nn.Module):
 
     def is_empty(self, steps: Tensor, ends: Tensor) -> Tensor:
         """Bool [N, K]: cells at `steps` of grids that have `ends` steps which hold no frame."""
-        ahead = torch.arange(self.config.num_codebooks, device=steps.device)
-        early, late = steps[:, None] < ahead, (steps - ends)[:, None] >= ahead - len(ahead) + 1
-        return early | late
+        if self.config.num_codebooks == 1:
+            return steps.new_zeros(len(steps), 1, dtype=torch.bool)
+        left = (ends - steps)[:, None] - self.config.num_codebooks
+        return (steps[:, None] < self.streams) | (left < -self.streams)
 
     def new_cache(
         self, ops: Ops, *, num_rows: int, num_slots: int, num_blocks: int, block_size: int
@@ -292,4 +296,4 @@ class DelayedLM(nn.Module):
         assert rows.steps is not None
         assert rows.num_steps is not None
         is_empty = self.is_empty(rows.steps, rows.num_steps)
-        return draw.cells(self.logits(cache.ops, hidden), is_empty)
+        return draw.cells(self.logits(cache.ops, draw.guided(hidden)), is_empty)

@@ -6,6 +6,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Room for weights past a row's last position, so that they fill whole vectors. */
+enum { SPARE = 16 };
+
 typedef struct {
     const float *rotation;
     void *keys, *values;
@@ -19,7 +22,7 @@ static inline size_t page_of(const layer_t *at, const int32_t *table, int t, int
 }
 
 /* One row on a float32 cache: score, weigh, mix. `query` [heads, size] is scaled; `mixed` of the same
- * size receives the result, and `weights` holds heads * length numbers. */
+ * size receives the result, and `weights` holds heads * length + SPARE numbers. */
 void mix_row(const layer_t *at, const int32_t *table, int length, const double *query,
              double *mixed, double *weights);
 

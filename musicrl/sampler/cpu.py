@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ctypes import CDLL
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +30,8 @@ FEW_EXACT_ROWS = 32
 FEW_TILE_ROWS = 8
 """The same where a library's routine multiplies whole tiles of bfloat16 (blas.py), of products whose
 sums are not kept as they are: those would need two of the routine's rows for one."""
+SPARE = 16
+"""Numbers that attention's scratch has room for beyond the row's, as attention.h says."""
 KEEP, ADD, SWIGLU, GELU = range(4)
 """What `products.c` and `tiles.c` do with their sums."""
 
@@ -97,7 +98,14 @@ class CpuOps:
         return self._product(x, weight, torch.float32)
 
     def norm(self, x: Tensor, weight: Tensor, offset: Tensor | None = None) -> Tensor:
-        return F.layer_norm(x, weight.shape, weight, offset, eps=EPS)
+        if self.kv_dtype == torch.float32:  # the learner's bits
+            return F.layer_norm(x, weight.shape, weight, offset, eps=EPS)
+        out = torch.empty_like(x)
+        self._library.layer_norm(
+            *(_address(x), _address(weight), None if offset is None else _address(offset)),
+            *(EPS, *x.shape, _address(out), self._threads),
+        )
+        return out
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         out = torch.empty_like(x)
@@ -122,15 +130,14 @@ class CpuOps:
         return attend_varlen(query, key, value, span)
 
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
-        plain = replace(config, guidance=1.0)
-        tokens, logprobs, kept = self.draw_cells(logits[:, None], None, uniform[None], plain)
+        tokens, logprobs, kept = self.draw_cells(logits[:, None], None, uniform[None], config)
         return Drawn(tokens[:, 0], logprobs[:, 0], None if kept is None else kept[:, 0])
 
     def draw_cells(
         self, logits: Tensor, is_empty: Tensor | None, uniform: Tensor, config: SamplingConfig
     ) -> Drawn:
         streams, rows = uniform.shape
-        vocab, is_guided = logits.shape[-1], config.guidance != 1
+        vocab, is_guided = logits.shape[-1], len(logits) > rows
         size = vocab if is_empty is None else vocab + 1
         tokens = torch.empty(rows, streams, dtype=torch.int64)
         logprobs = torch.empty(rows, streams)
@@ -161,13 +168,14 @@ class CpuOps:
     ) -> Tensor:
         assert kv.by_head, "the kernel reads caches whose heads lie together"
         size, width = kv.head_dim, rows.tables.shape[1]
+        first = kv.data.data_ptr() + layer * kv.data.stride(0) * kv.data.itemsize
         out = torch.empty(len(x), num_heads * size)
         self._library.attend(
             _address(x),
             None if rotation is None else _address(rotation),
-            *(_address(part, kv.data.dtype) for part in kv.data[layer]),
+            *(first, first + kv.data.stride(1) * kv.data.itemsize),
             *(_address(rows.tables, torch.int32), _address(rows.lens, torch.int32)),
-            self._doubles(num_heads * (width * kv.block_size + 2 * size)),
+            self._doubles(num_heads * (width * kv.block_size + 2 * size) + SPARE),
             _address(out),
             *(len(x), num_heads, kv.num_kv_heads, size, kv.block_size, width),
             *(appends, kv.data.dtype == torch.bfloat16, self._threads),

@@ -25,15 +25,22 @@ class Draws:
         self._drawn: list[Drawn] = []
         self._cells: Drawn | None = None
 
+    def guided(self, hidden: Tensor) -> Tensor:
+        """Hidden states [B, W] of both branches, mixed where roundings may differ from the
+        learner's, who mixes logits: linear heads then take half as long. Else as they are."""
+        if self._config.guidance == 1 or self._config.precision == "float32":
+            return hidden
+        conditioned, null = hidden.chunk(2)
+        return torch.lerp(null, conditioned, self._config.guidance)
+
     def cells(self, logits: Tensor, is_empty: Tensor | None) -> Tensor:
         """Tokens of all streams at once, [B, K], or with guidance [2 B, K] for both branches, from
-        logits [B or 2 B, K, V]; cells that are empty get the special token V, others never."""
-        is_guided = self._config.guidance != 1
-        rows = len(logits) // 2 if is_guided else len(logits)
-        empty = None if is_empty is None else is_empty[:rows]
+        logits [B, K, V] of `guided` states, or [2 B, K, V] of both branches'; cells that are empty
+        get the special token V, others never."""
+        empty = None if is_empty is None else is_empty[: self._noise.shape[1]]
         self._cells = self._ops.draw_cells(logits, empty, self._noise, self._config)
         tokens = self._cells.tokens
-        return torch.cat([tokens, tokens]) if is_guided else tokens
+        return tokens if self._config.guidance == 1 else torch.cat([tokens, tokens])
 
     def __call__(self, stream: int, logits: Tensor) -> Tensor:
         """Tokens [B], or with guidance [2 B] for both branches, from logits of as many rows."""

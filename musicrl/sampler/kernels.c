@@ -50,7 +50,8 @@ static void append(const layer_t *at, const float *row, const float *rotation, c
     }
 }
 
-/* One row: append, turn and scale its query, mix. `scratch` holds heads * (length + 2 size) float64. */
+/* One row: append, turn and scale its query, mix. `scratch` holds heads * (length + 2 size) +
+ * SPARE float64. */
 static void attend_row(const layer_t *at, const float *row, const int32_t *table, int length,
                        double *scratch, float *out)
 {
@@ -93,7 +94,7 @@ static void attend_row(const layer_t *at, const float *row, const int32_t *table
  *   keys, values [blocks, kv_heads, page, size], float32 or bfloat16
  *   tables       int32 [rows, width]: the blocks of each row
  *   lens         int32 [rows]: positions of each row; position lens - 1 is written
- *   scratch      float64 [threads, heads * (width * page + 2 size)]
+ *   scratch      float64 [threads, heads * (width * page + 2 size) + SPARE]
  *   out          [rows, heads, size]
  *
  * A head's positions of a page lie together: interleaving the heads, as flash-attn does, halves the
@@ -106,7 +107,7 @@ void attend(const float *x, const float *rotation, void *keys, void *values, con
     const size_t inputs = (size_t)(heads + (appends ? 2 * kv_heads : 0)) * size;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int part = 0; part < threads; part++) {
-        double *own = scratch + (size_t)part * heads * ((size_t)width * page + 2 * size);
+        double *own = scratch + part * (heads * ((size_t)width * page + 2 * size) + SPARE);
         int first = (int)((int64_t)rows * part / threads);
         int last = (int)((int64_t)rows * (part + 1) / threads);
         for (int b = first; b < last; b++)
@@ -115,11 +116,37 @@ void attend(const float *x, const float *rotation, void *keys, void *values, con
     }
 }
 
+/* Rows less their mean, over their deviation, by weight and, if there is one, plus offset: x, out
+ * [rows, width]. */
+void layer_norm(const float *x, const float *weight, const float *offset, float epsilon, int rows,
+                int width, float *out, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 64)
+    for (int b = 0; b < rows; b++) {
+        const float *row = x + (size_t)b * width;
+        float *to = out + (size_t)b * width;
+        double sum = 0.0, squares = 0.0;
+#pragma omp simd reduction(+ : sum)
+        for (int i = 0; i < width; i++)
+            sum += row[i];
+        const float mean = (float)(sum / width);
+#pragma omp simd reduction(+ : squares)
+        for (int i = 0; i < width; i++)
+            squares += (double)(row[i] - mean) * (row[i] - mean);
+        float scale = (float)(1.0 / sqrt(squares / width + epsilon));
+        for (int i = 0; i < width; i++)
+            to[i] = (row[i] - mean) * scale * weight[i];
+        if (offset)
+            for (int i = 0; i < width; i++)
+                to[i] += offset[i];
+    }
+}
+
 /* Rows over the root of their mean square, by weight: x, out [rows, width]. */
 void rms_norm(const float *x, const float *weight, float epsilon, int rows, int width, float *out,
               int threads)
 {
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 16)
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 64)
     for (int b = 0; b < rows; b++) {
         const float *row = x + (size_t)b * width;
         double squares = 0.0;

@@ -155,36 +155,47 @@ INLINED void mixes_half(const float *weights, const uint32_t *values, int count,
     memcpy(out, sums, 2 * parts * sizeof *sums);
 }
 
-/* Scores of one head's positions to weights that sum to 1. */
+/* Scores of one head's positions to weights that sum to 1. Whole vectors are weighed: what lies past
+ * `count` is put aside meanwhile. */
 static inline void weigh(double *scores, int count)
 {
-    double highest = scores[0], sum = 0.0;
+    const int whole = (count + SPARE - 1) / SPARE * SPARE;
+    double aside[SPARE], highest = scores[0], sum = 0.0;
+    memcpy(aside, scores + count, (whole - count) * sizeof *scores);
+    for (int t = count; t < whole; t++)
+        scores[t] = -INFINITY;
 #pragma omp simd reduction(max : highest)
-    for (int t = 1; t < count; t++)
+    for (int t = 0; t < whole; t++)
         highest = scores[t] > highest ? scores[t] : highest;
 #pragma omp simd reduction(+ : sum)
-    for (int t = 0; t < count; t++) {
+    for (int t = 0; t < whole; t++) {
         scores[t] = exp_of_negative(scores[t] - highest);
         sum += scores[t];
     }
-    for (int t = 0; t < count; t++)
+    for (int t = 0; t < whole; t++)
         scores[t] /= sum;
+    memcpy(scores + count, aside, (whole - count) * sizeof *scores);
 }
 
 static inline void weigh_half(float *scores, int count)
 {
-    float highest = scores[0], sum = 0.0f;
+    const int whole = (count + SPARE - 1) / SPARE * SPARE;
+    float aside[SPARE], highest = scores[0], sum = 0.0f;
+    memcpy(aside, scores + count, (whole - count) * sizeof *scores);
+    for (int t = count; t < whole; t++)
+        scores[t] = -INFINITY;
 #pragma omp simd reduction(max : highest)
-    for (int t = 1; t < count; t++)
+    for (int t = 0; t < whole; t++)
         highest = scores[t] > highest ? scores[t] : highest;
 #pragma omp simd reduction(+ : sum)
-    for (int t = 0; t < count; t++) {
+    for (int t = 0; t < whole; t++) {
         scores[t] = short_exp_of_negative(scores[t] - highest);
         sum += scores[t];
     }
     float share = 1.0f / sum;
-    for (int t = 0; t < count; t++)
+    for (int t = 0; t < whole; t++)
         scores[t] *= share;
+    memcpy(scores + count, aside, (whole - count) * sizeof *scores);
 }
 
 #define FEWER(a, b) ((a) < (b) ? (a) : (b))

@@ -37,6 +37,7 @@ _LOG = logging.getLogger(__name__)
 _int, _float, _pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 SIGNATURES = {
     "attend": [*[_pointer] * 8, *[_int] * 9],
+    "layer_norm": [*[_pointer] * 3, _float, *[_int] * 2, _pointer, _int],
     "rms_norm": [_pointer, _pointer, _float, *[_int] * 2, _pointer, _int],
     "product": [*[_pointer] * 4, *[_int] * 5],
     "exact_product": [*[_pointer] * 4, *[_int] * 3, _pointer, *[_int] * 2],

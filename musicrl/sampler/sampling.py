@@ -139,11 +139,11 @@ def draw_cells(
 ) -> Drawn:
     """One token of each cell, tokens [B, K], from `uniform` float64 [K, B].
 
-    `logits` [B, K, V], or with guidance [2 B, K, V]: the prompts' rows, then the null prompt's.
+    `logits` [B, K, V], or to be guided [2 B, K, V]: the prompts' rows, then the null prompt's.
     `is_empty` bool [B, K] (of the prompts' rows) adds a special token, number V: cells that are
     empty are certain of it, others never draw it. Without it there is no such token.
     """
-    if config.guidance != 1:
+    if len(logits) > uniform.shape[1]:
         conditioned, null = logits.chunk(2)
         logits = guide(conditioned, null, config.guidance)
     if is_empty is not None:

@@ -9,10 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from musicrl.policies.cache import DecodingCache
 from musicrl.sampler.backends import make_ops
+from musicrl.sampler.cache import PagedKV
+from musicrl.sampler.draws import Draws
 from musicrl.sampler.ops import Ops
 from musicrl.sampler.reference import ReferenceOps
-from musicrl.sampler.sampling import SamplingConfig, draw, guide, unpack, with_special
+from musicrl.sampler.sampling import Precision, SamplingConfig, draw, guide, unpack, with_special
 
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.compiler)]
 
@@ -98,3 +101,28 @@ def test_large_vocabularies_keep_the_k_best(vocab: int) -> None:
     assert kept is not None
     least = logits.topk(250, dim=-1).values[..., -1:]
     assert torch.equal(unpack(kept, vocab), logits >= least)
+
+
+@pytest.mark.compiler
+def test_branches_are_mixed_before_the_heads_where_roundings_may_differ() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(n, 24, generator=generator) for n in (10, 3 * 7))
+    noise = torch.rand(3, 5, generator=generator, dtype=torch.float64)
+    kv = PagedKV(num_layers=1, num_blocks=1, block_size=1, num_kv_heads=1, head_dim=2)
+    found = []
+    expected: dict[Precision, int] = {"float32": 10, "bfloat16": 5}
+    for precision, rows in expected.items():
+        config = SamplingConfig(backend="cpu", precision=precision, guidance=3.0, top_k=4)
+        ops = make_ops(config, num_rows=10, device=torch.device("cpu"))
+        draws = Draws(config, DecodingCache(ops, kv), noise)
+        states = draws.guided(hidden)
+        assert len(states) == rows
+        tokens = draws.cells((states @ head.T).view(rows, 3, 7), None)
+        assert torch.equal(tokens[:5], tokens[5:])
+        found.append((tokens, draws.logprobs, draws.kept))
+    exact, mixed = found
+    assert torch.equal(exact[0], mixed[0])
+    torch.testing.assert_close(exact[1], mixed[1], atol=1e-4, rtol=1e-5)
+    assert exact[2] is not None
+    assert mixed[2] is not None
+    assert torch.equal(exact[2], mixed[2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,17 @@ def test_root_mean_square_norms_agree(ops: CpuOps, rows: int, width: int) -> Non
     x, weight = 3 * torch.randn(rows, width) + 5, torch.randn(width)
     got, wanted = ops.rms_norm(x, weight), REFERENCE.rms_norm(x, weight)
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 7), (6, 48), (70, 192)])
+@pytest.mark.parametrize("has_offset", [True, False])
+def test_norms_of_rounded_products_are_not_rounded(rows: int, width: int, has_offset: bool) -> None:
+    torch.manual_seed(width)
+    rounding = make_ops(replace(ON_CPU, precision="bfloat16"), num_rows=rows, device=CPU)
+    x, weight = 3 * torch.randn(rows, width) + 5, torch.randn(width)
+    offset = torch.randn(width) if has_offset else None
+    got, wanted = rounding.norm(x, weight, offset), REFERENCE.norm(x, weight, offset)
+    torch.testing.assert_close(got, wanted, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
