@@ -28,11 +28,13 @@ processor without products of bfloat16 they are C for any number."""
 FEW_EXACT_ROWS = 32
 """Up to so many rows, products in float32 are C where it gives the bits of torch."""
 FEW_TILE_ROWS = 8
-"""The same where a library's routine multiplies whole tiles of bfloat16 (blas.py), of products whose
-sums are not kept as they are: those would need two of the routine's rows for one."""
+"""The same where a library's routine multiplies whole tiles of bfloat16 (blas.py)."""
+SMALL_WEIGHT = 2**17
+"""Weights of so few numbers are multiplied by both halves of what enters `linear`, as bfloat16: it costs
+next to nothing, and queries and keys of narrow layers are where rounding tells most."""
 SPARE = 16
 """Numbers that attention's scratch has room for beyond the row's, as attention.h says."""
-KEEP, ADD, SWIGLU, GELU = range(4)
+KEEP, ADD, SWIGLU, GELU, BOTH = range(5)
 """What `products.c` and `tiles.c` do with their sums."""
 
 
@@ -50,9 +52,9 @@ class CpuOps:
         self._gemm = rounded_product() if precision == "bfloat16" else None
         has_panels = num_rows <= FEW_ROWS or not has_bfloat16_products()
         self._is_fused = precision == "bfloat16" and (has_panels or self._gemm is not None)
-        self._in_panels = {after: has_panels for after in (KEEP, ADD, SWIGLU, GELU)}
-        if self._gemm is not None and num_rows > FEW_TILE_ROWS:
-            self._in_panels |= {ADD: False, SWIGLU: False, GELU: False}
+        has_tiles = self._gemm is not None and num_rows > FEW_TILE_ROWS
+        self._in_panels = dict.fromkeys((KEEP, ADD, SWIGLU, GELU), has_panels and not has_tiles)
+        self._in_panels[BOTH] = has_panels
         self._are_few = num_rows <= FEW_EXACT_ROWS
         self._threads = torch.get_num_threads()
         self._packed: dict[tuple[int, torch.Size, torch.dtype], Packed] = {}
@@ -68,7 +70,7 @@ class CpuOps:
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         if self._is_fused:
-            return self._fused(x, weight)
+            return self._fused(x, weight, BOTH if weight.numel() <= SMALL_WEIGHT else KEEP)
         return self._product(x, weight, self.kv_dtype).float()
 
     def linear_gelu(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -183,17 +185,17 @@ class CpuOps:
         return out
 
     def _fused(
-        self, x: Tensor, weight: Tensor, after: int = KEEP, residual: Tensor | None = None
+        self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None = None
     ) -> Tensor:
         """x [B, I] by the rounded weight and what comes after, in one call: [B, O] in float32."""
         if not self._in_panels[after]:
             return self._tiles(x, weight, after, residual)
         if after == GELU:
             return F.gelu(self._few(x, weight, KEEP, None))
-        return self._few(x, weight, after, residual)
+        return self._few(x, weight, KEEP if after == BOTH else after, residual)
 
     def _tiles(self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None) -> Tensor:
-        """x is rounded too, but where the sums are kept as they are."""
+        """x is rounded too."""
         key = weight.data_ptr(), weight.shape
         if key not in self._rounded:
             self._rounded[key] = weight.detach().to(torch.bfloat16).contiguous()

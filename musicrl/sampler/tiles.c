@@ -16,8 +16,9 @@
 #include "numbers.h"
 
 /* What is done with the sums: kept, added to what is there, halves joined as silu(first) * second,
- * or GELU. The first three as in products.c. */
-enum { KEEP, ADD, SWIGLU, GELU };
+ * GELU, or kept when both halves of the numbers that enter are multiplied. The first three as in
+ * products.c. */
+enum { KEEP, ADD, SWIGLU, GELU, BOTH };
 enum { FEW = 8192 };
 
 /* C = alpha A B + beta C of column-major matrices, as FORTRAN calls it: A and B bfloat16, C float32.
@@ -68,27 +69,28 @@ static void round_rows(const float *x, uint16_t *halves, int rows, int inputs, i
  *   halves    room for 2 * rows * inputs bfloat16
  *   sums      room for 2 * rows * outputs float32
  *
- * With SWIGLU `outputs` counts both halves, and out is [rows, outputs / 2]. x is rounded, but with
- * KEEP: what becomes queries and keys is worth its lower half too, as rows of their own. */
+ * With SWIGLU `outputs` counts both halves, and out is [rows, outputs / 2]. x is rounded; with BOTH
+ * what was lost is multiplied too, as rows of their own. */
 void tile_product(gemm_t *gemm, const float *x, const uint16_t *weight, const float *residual,
                   float *out, uint16_t *halves, float *sums, int rows, int inputs, int outputs,
                   int after, int threads)
 {
-    const int is_split = after == KEEP, width = after == SWIGLU ? outputs / 2 : outputs;
+    const int is_split = after == BOTH, is_done = after == KEEP || after == ADD;
+    const int width = after == SWIGLU ? outputs / 2 : outputs;
     const int64_t m = outputs, n = is_split ? 2 * rows : rows, k = inputs;
     const size_t count = (size_t)rows * outputs;
     const float one = 1.0f, beta = after == ADD ? 1.0f : 0.0f;
     round_rows(x, halves, rows, inputs, is_split, threads);
     if (after == ADD)
         memcpy(out, residual, count * sizeof *out);
-    gemm("T", "N", &m, &n, &k, &one, weight, &k, halves, &k, &beta, after == ADD ? out : sums, &m);
-    if (after == ADD)
+    gemm("T", "N", &m, &n, &k, &one, weight, &k, halves, &k, &beta, is_done ? out : sums, &m);
+    if (is_done)
         return;
 #pragma omp parallel for num_threads(threads) schedule(static) if (count > FEW)
     for (int b = 0; b < rows; b++) {
         const float *own = sums + (size_t)b * outputs;
         float *to = out + (size_t)b * width;
-        if (after == KEEP)
+        if (after == BOTH)
             join_row(own, own + count, to, width);
         else if (after == GELU)
             gelu_row(own, to, width);

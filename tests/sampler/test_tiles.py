@@ -11,7 +11,7 @@ from torch import Tensor
 
 from musicrl.sampler.backends import make_ops
 from musicrl.sampler.blas import rounded_product
-from musicrl.sampler.cpu import FEW_ROWS, CpuOps
+from musicrl.sampler.cpu import FEW_ROWS, SMALL_WEIGHT, CpuOps
 from musicrl.sampler.sampling import SamplingConfig
 
 pytestmark = [
@@ -49,11 +49,18 @@ def test_what_enters_is_rounded_and_what_leaves_is_not(
         (ops.linear_add(x, weight, residual), residual + sums, 4e-6),
         (ops.linear_gelu(x, weight), F.gelu(sums), 4e-6),
         (ops.linear_swiglu(x, weight), F.silu(gate) * up, 4e-6),
-        (ops.linear(x, weight), x.double() @ halves(weight).T, 1e-4),  # 16 bits of x
+        (ops.linear(x, weight), x.double() @ halves(weight).T, 1e-4),  # a small one: 16 bits of x
     ]
     for got, wanted, tolerance in pairs:
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), wanted, atol=tolerance, rtol=2e-6)
+
+
+def test_large_products_round_what_enters() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(40, 256), torch.randn(1 + SMALL_WEIGHT // 256, 256) / 16
+    got = make_tiles(40).linear(x, weight).double()
+    torch.testing.assert_close(got, halves(x) @ halves(weight).T, atol=4e-6, rtol=2e-6)
 
 
 def test_the_same_product_twice_gives_the_same_bits_wherever_it_lies() -> None:
