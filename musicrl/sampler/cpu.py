@@ -102,19 +102,17 @@ class CpuOps:
     def norm(self, x: Tensor, weight: Tensor, offset: Tensor | None = None) -> Tensor:
         if self.kv_dtype == torch.float32:  # the learner's bits
             return F.layer_norm(x, weight.shape, weight, offset, eps=EPS)
-        out = torch.empty_like(x)
+        out = torch.empty(x.shape)
         self._library.layer_norm(
             *(_address(x), _address(weight), None if offset is None else _address(offset)),
-            *(EPS, *x.shape, _address(out), self._threads),
+            *(EPS, *x.shape, out.data_ptr(), self._threads),
         )
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        out = torch.empty_like(x)
-        rows, width = x.shape
+        out = torch.empty(x.shape)
         self._library.rms_norm(
-            *(_address(x), _address(weight), EPS, rows, width),
-            *(_address(out), self._threads),
+            *(_address(x), _address(weight), EPS, *x.shape, out.data_ptr(), self._threads)
         )
         return out
 
@@ -139,7 +137,7 @@ class CpuOps:
         self, logits: Tensor, is_empty: Tensor | None, uniform: Tensor, config: SamplingConfig
     ) -> Drawn:
         streams, rows = uniform.shape
-        vocab, is_guided = logits.shape[-1], len(logits) > rows
+        vocab, is_guided = logits.shape[-1], logits.shape[0] > rows
         size = vocab if is_empty is None else vocab + 1
         tokens = torch.empty(rows, streams, dtype=torch.int64)
         logprobs = torch.empty(rows, streams)
@@ -170,17 +168,18 @@ class CpuOps:
     ) -> Tensor:
         assert kv.by_head, "the kernel reads caches whose heads lie together"
         size, width = kv.head_dim, rows.tables.shape[1]
-        first = kv.data.data_ptr() + layer * kv.data.stride(0) * kv.data.itemsize
-        out = torch.empty(len(x), num_heads * size)
+        data, count = kv.data, x.shape[0]
+        first = data.data_ptr() + layer * data.stride(0) * data.itemsize
+        out = torch.empty(count, num_heads * size)
         self._library.attend(
             _address(x),
             None if rotation is None else _address(rotation),
-            *(first, first + kv.data.stride(1) * kv.data.itemsize),
+            *(first, first + data.stride(1) * data.itemsize),
             *(_address(rows.tables, torch.int32), _address(rows.lens, torch.int32)),
             self._doubles(num_heads * (width * kv.block_size + 2 * size) + SPARE),
-            _address(out),
-            *(len(x), num_heads, kv.num_kv_heads, size, kv.block_size, width),
-            *(appends, kv.data.dtype == torch.bfloat16, self._threads),
+            out.data_ptr(),
+            *(count, num_heads, kv.num_kv_heads, size, kv.block_size, width),
+            *(appends, data.dtype == torch.bfloat16, self._threads),
         )
         return out
 
@@ -197,16 +196,17 @@ class CpuOps:
     def _tiles(self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None) -> Tensor:
         """x is rounded too."""
         key = weight.data_ptr(), weight.shape
-        if key not in self._rounded:
-            self._rounded[key] = weight.detach().to(torch.bfloat16).contiguous()
+        rounded = self._rounded.get(key)
+        if rounded is None:
+            rounded = self._rounded[key] = weight.detach().to(torch.bfloat16).contiguous()
         rows, inputs = x.shape
-        outputs = len(weight)
+        outputs = weight.shape[0]
         out = torch.empty(rows, outputs // 2 if after == SWIGLU else outputs)
         room = rows * inputs // 2 + 1
         scratch = self._doubles(room + rows * outputs)
         self._library.tile_product(
-            *(self._gemm, _address(x), self._rounded[key].data_ptr()),
-            *(None if residual is None else _address(residual), _address(out)),
+            *(self._gemm, _address(x), rounded.data_ptr()),
+            *(None if residual is None else _address(residual), out.data_ptr()),
             *(scratch, scratch + 8 * room),
             *(rows, inputs, outputs, after, self._threads),
         )
