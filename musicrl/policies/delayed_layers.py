@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from musicrl.policies.blocks import init_linear, keeping_inputs
 from musicrl.policies.delayed_config import DelayedConfig
-from musicrl.sampler.ops import Ops
+from musicrl.sampler.ops import Norm as NormParts
+from musicrl.sampler.ops import Ops, normed
 
 Mix = Callable[[Tensor], Tensor]
 """Projections of some positions to mixed values."""
@@ -31,9 +32,11 @@ class Norm(nn.Module):
 
     def forward(self, ops: Ops, x: Tensor) -> Tensor:
         """x [N, W] to [N, W]."""
-        if self.offset is None:
-            return ops.rms_norm(x, self.weight)
-        return ops.norm(x, self.weight, self.offset)
+        return normed(ops, x, self.parts)
+
+    @property
+    def parts(self) -> NormParts:
+        return NormParts(self.weight, self.offset)
 
 
 class Layer(nn.Module):
@@ -71,13 +74,14 @@ class Layer(nn.Module):
         return self._mix(ops, x, attend, cross)
 
     def _mix(self, ops: Ops, x: Tensor, attend: Mix, cross: Mix) -> Tensor:
-        qkv = ops.linear(self.attention_norm(ops, x), self.qkv.weight)
+        qkv = ops.norm_linear(x, self.attention_norm.parts, self.qkv.weight)
         x = ops.linear_add(attend(qkv), self.out.weight, x)
         if self.config.has_cross:
-            query = ops.linear(self.cross_norm(ops, x), self.cross_query.weight)
+            query = ops.norm_linear(x, self.cross_norm.parts, self.cross_query.weight)
             x = ops.linear_add(cross(query), self.cross_out.weight, x)
-        wide = ops.linear_swiglu if self.config.mlp == "swiglu" else ops.linear_gelu
-        return ops.linear_add(wide(self.mlp_norm(ops, x), self.up.weight), self.down.weight, x)
+        is_gated = self.config.mlp == "swiglu"
+        norm, up, down = self.mlp_norm.parts, self.up.weight, self.down.weight
+        return ops.feed_forward(x, norm, up, down, is_gated=is_gated)
 
     def prompt(self, ops: Ops, states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [P, C, Hkv, D] of prompt states [P, C, W]; empty without cross-attention."""

@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from musicrl.sampler.addresses import address
 from musicrl.sampler.blas import rounded_product
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.chains import chains_of, exact_product
-from musicrl.sampler.ops import EPS
+from musicrl.sampler.ops import EPS, Norm, feed_forward, norm_linear
 from musicrl.sampler.panels import columns, halves, panels
 from musicrl.sampler.reference import FEWEST_ROWS, attend_varlen, padded, product
 from musicrl.sampler.sampling import Drawn, Precision, SamplingConfig
 from musicrl.sampler.summation import Packed, pack, parts_of, product_in_parts
+from musicrl.sampler.tiles import ADD, BOTH, GELU, KEEP, SWIGLU, Tiles
 
 FEW_ROWS = 16
 """Up to so many rows, products in bfloat16 are C: reading the weights is what takes the time. On a
@@ -34,8 +36,6 @@ SMALL_WEIGHT = 2**17
 next to nothing, and queries and keys of narrow layers are where rounding tells most."""
 SPARE = 16
 """Numbers that attention's scratch has room for beyond the row's, as attention.h says."""
-KEEP, ADD, SWIGLU, GELU, BOTH = range(5)
-"""What `products.c` and `tiles.c` do with their sums."""
 
 
 class CpuOps:
@@ -49,28 +49,29 @@ class CpuOps:
         self._library = library
         self._num_rows = max(num_rows, FEWEST_ROWS)
         self.kv_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        self._gemm = rounded_product() if precision == "bfloat16" else None
+        self._threads = torch.get_num_threads()
+        gemm = rounded_product() if precision == "bfloat16" else None
+        self._tiles = None if gemm is None else Tiles(library, gemm, self._threads)
         has_panels = num_rows <= FEW_ROWS or not has_bfloat16_products()
-        self._is_fused = precision == "bfloat16" and (has_panels or self._gemm is not None)
-        has_tiles = self._gemm is not None and num_rows > FEW_TILE_ROWS
+        self._is_fused = precision == "bfloat16" and (has_panels or gemm is not None)
+        has_tiles = gemm is not None and num_rows > FEW_TILE_ROWS
         self._in_panels = dict.fromkeys((KEEP, ADD, SWIGLU, GELU), has_panels and not has_tiles)
         self._in_panels[BOTH] = has_panels
         self._are_few = num_rows <= FEW_EXACT_ROWS
-        self._threads = torch.get_num_threads()
         self._packed: dict[tuple[int, torch.Size, torch.dtype], Packed] = {}
         self._panels: dict[tuple[int, torch.Size, Callable[..., Tensor]], Tensor] = {}
-        self._rounded: dict[tuple[int, torch.Size], Tensor] = {}
         self._scratch = torch.empty(0, dtype=torch.float64)
 
     def refresh(self) -> None:
         """Forget the packed weights."""
         self._packed.clear()
         self._panels.clear()
-        self._rounded.clear()
+        if self._tiles is not None:
+            self._tiles.refresh()
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         if self._is_fused:
-            return self._fused(x, weight, BOTH if weight.numel() <= SMALL_WEIGHT else KEEP)
+            return self._fused(x, weight, self._kept(weight))
         return self._product(x, weight, self.kv_dtype).float()
 
     def linear_gelu(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class CpuOps:
         out = both.new_empty(len(both), both.shape[1] // 2)
         is_exact = both.dtype == torch.float32
         join = self._library.exact_swiglu if is_exact else self._library.swiglu
-        join(_address(both, both.dtype), out.data_ptr(), *out.shape, self._threads)
+        join(address(both, both.dtype), out.data_ptr(), *out.shape, self._threads)
         return out
 
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
@@ -96,6 +97,19 @@ class CpuOps:
             return self._exact(x, weight, chains, residual)
         return residual + self._product(x, weight, self.kv_dtype)
 
+    def norm_linear(self, x: Tensor, norm: Norm, weight: Tensor) -> Tensor:
+        after = self._kept(weight)
+        if not self._is_fused or self._in_panels[after] or self._tiles is None:
+            return norm_linear(self, x, norm, weight)
+        return self._tiles.norm_product(x, *norm, weight, after)
+
+    def feed_forward(
+        self, x: Tensor, norm: Norm, up: Tensor, down: Tensor, *, is_gated: bool
+    ) -> Tensor:
+        if not self._is_fused or self._in_panels[ADD] or self._tiles is None:
+            return feed_forward(self, x, norm, up, down, is_gated=is_gated)
+        return self._tiles.feed_forward(x, *norm, up, down, SWIGLU if is_gated else GELU)
+
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._product(x, weight, torch.float32)
 
@@ -104,7 +118,7 @@ class CpuOps:
             return F.layer_norm(x, weight.shape, weight, offset, eps=EPS)
         out = torch.empty(x.shape)
         self._library.layer_norm(
-            *(_address(x), _address(weight), None if offset is None else _address(offset)),
+            *(address(x), address(weight), None if offset is None else address(offset)),
             *(EPS, *x.shape, out.data_ptr(), self._threads),
         )
         return out
@@ -112,7 +126,7 @@ class CpuOps:
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         out = torch.empty(x.shape)
         self._library.rms_norm(
-            *(_address(x), _address(weight), EPS, *x.shape, out.data_ptr(), self._threads)
+            *(address(x), address(weight), EPS, *x.shape, out.data_ptr(), self._threads)
         )
         return out
 
@@ -145,9 +159,9 @@ class CpuOps:
         if config.top_k:
             kept = torch.empty(rows, streams, -(-size // 8), dtype=torch.uint8)
         self._library.draw_cells(
-            *(_address(logits), _address(logits[rows:]) if is_guided else None),
-            None if is_empty is None else _address(is_empty, torch.bool),
-            _address(uniform, torch.float64),
+            *(address(logits), address(logits[rows:]) if is_guided else None),
+            None if is_empty is None else address(is_empty, torch.bool),
+            address(uniform, torch.float64),
             *(config.guidance, config.temperature, config.top_k, rows, streams, vocab),
             self._doubles(3 * vocab),
             *(tokens.data_ptr(), logprobs.data_ptr()),
@@ -172,10 +186,10 @@ class CpuOps:
         first = data.data_ptr() + layer * data.stride(0) * data.itemsize
         out = torch.empty(count, num_heads * size)
         self._library.attend(
-            _address(x),
-            None if rotation is None else _address(rotation),
+            address(x),
+            None if rotation is None else address(rotation),
             *(first, first + data.stride(1) * data.itemsize),
-            *(_address(rows.tables, torch.int32), _address(rows.lens, torch.int32)),
+            *(address(rows.tables, torch.int32), address(rows.lens, torch.int32)),
             self._doubles(num_heads * (width * kv.block_size + 2 * size) + SPARE),
             out.data_ptr(),
             *(count, num_heads, kv.num_kv_heads, size, kv.block_size, width),
@@ -183,34 +197,19 @@ class CpuOps:
         )
         return out
 
+    def _kept(self, weight: Tensor) -> int:
+        return BOTH if weight.numel() <= SMALL_WEIGHT else KEEP
+
     def _fused(
         self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None = None
     ) -> Tensor:
         """x [B, I] by the rounded weight and what comes after, in one call: [B, O] in float32."""
         if not self._in_panels[after]:
-            return self._tiles(x, weight, after, residual)
+            assert self._tiles is not None
+            return self._tiles.product(x, weight, after, residual)
         if after == GELU:
             return F.gelu(self._few(x, weight, KEEP, None))
         return self._few(x, weight, KEEP if after == BOTH else after, residual)
-
-    def _tiles(self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None) -> Tensor:
-        """x is rounded too."""
-        key = weight.data_ptr(), weight.shape
-        rounded = self._rounded.get(key)
-        if rounded is None:
-            rounded = self._rounded[key] = weight.detach().to(torch.bfloat16).contiguous()
-        rows, inputs = x.shape
-        outputs = weight.shape[0]
-        out = torch.empty(rows, outputs // 2 if after == SWIGLU else outputs)
-        room = rows * inputs // 2 + 1
-        scratch = self._doubles(room + rows * outputs)
-        self._library.tile_product(
-            *(self._gemm, _address(x), rounded.data_ptr()),
-            *(None if residual is None else _address(residual), out.data_ptr()),
-            *(scratch, scratch + 8 * room),
-            *(rows, inputs, outputs, after, self._threads),
-        )
-        return out
 
     def _few(self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None) -> Tensor:
         """The weight in panels alone is rounded."""
@@ -223,8 +222,8 @@ class CpuOps:
         outputs = len(weight) // 2 if after == SWIGLU else len(weight)
         out = torch.empty(rows, outputs)
         self._library.product(
-            *(_address(x), self._panels[key].data_ptr()),
-            *(None if residual is None else _address(residual), _address(out)),
+            *(address(x), self._panels[key].data_ptr()),
+            *(None if residual is None else address(residual), address(out)),
             *(rows, inputs, outputs, after, self._threads),
         )
         return out
@@ -288,10 +287,3 @@ def has_bfloat16_products() -> bool:
     """Whether oneDNN multiplies in bfloat16 here: the processor must have instructions for it."""
     is_there = torch.backends.mkldnn.is_available()
     return is_there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _address(tensor: Tensor, dtype: torch.dtype = torch.float32) -> int:
-    """Of what C reads: dense numbers of one type."""
-    if tensor.dtype != dtype or not tensor.is_contiguous():
-        raise ValueError(f"a kernel needs dense {dtype}, got {tensor.dtype} {tuple(tensor.shape)}")
-    return tensor.data_ptr()

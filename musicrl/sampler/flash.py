@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from musicrl.sampler.cache import PagedKV, Rows, Span
-from musicrl.sampler.ops import EPS
+from musicrl.sampler.ops import EPS, Norm, feed_forward, norm_linear
 from musicrl.sampler.sampling import Drawn, SamplingConfig, draw, draw_cells
 
 PAGE = 256
@@ -94,6 +94,14 @@ class FlashOps:
 
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
         return residual + self._product(x, weight)
+
+    def norm_linear(self, x: Tensor, norm: Norm, weight: Tensor) -> Tensor:
+        return norm_linear(self, x, norm, weight)
+
+    def feed_forward(
+        self, x: Tensor, norm: Norm, up: Tensor, down: Tensor, *, is_gated: bool
+    ) -> Tensor:
+        return feed_forward(self, x, norm, up, down, is_gated=is_gated)
 
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x.float(), weight.float())

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "norms.h"
 #include "numbers.h"
 
 /* Turn each pair (x[2i], x[2i + 1]) by rotation[i] = (cosine, sine). */
@@ -116,8 +117,6 @@ void attend(const float *x, const float *rotation, void *keys, void *values, con
     }
 }
 
-/* Rows less their mean, over their deviation, by weight and, if there is one, plus offset: x, out
- * [rows, width]. */
 void layer_norm(const float *x, const float *weight, const float *offset, float epsilon, int rows,
                 int width, float *out, int threads)
 {
@@ -142,7 +141,6 @@ void layer_norm(const float *x, const float *weight, const float *offset, float 
     }
 }
 
-/* Rows over the root of their mean square, by weight: x, out [rows, width]. */
 void rms_norm(const float *x, const float *weight, float epsilon, int rows, int width, float *out,
               int threads)
 {

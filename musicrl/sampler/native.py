@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 SOURCES = tuple(
     HERE / name for name in ("kernels.c", "mixing.c", "products.c", "tiles.c", "draws.c")
 )
-HEADERS = tuple(HERE / name for name in ("attention.h", "numbers.h", "vectors.h"))
+HEADERS = tuple(HERE / name for name in ("attention.h", "norms.h", "numbers.h", "vectors.h"))
 FLAGS = (
     (
         "-O3",
@@ -42,6 +42,8 @@ SIGNATURES = {
     "product": [*[_pointer] * 4, *[_int] * 5],
     "exact_product": [*[_pointer] * 4, *[_int] * 3, _pointer, *[_int] * 2],
     "exact_swiglu": [*[_pointer] * 2, *[_int] * 3],
+    "norm_product": [*[_pointer] * 4, _float, *[_pointer] * 5, *[_int] * 5],
+    "feed_forward": [*[_pointer] * 4, _float, *[_pointer] * 7, *[_int] * 6],
     "tile_product": [*[_pointer] * 7, *[_int] * 5],
     "product_lanes": [],
     "swiglu": [*[_pointer] * 2, *[_int] * 3],

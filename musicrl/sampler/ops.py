@@ -10,7 +10,7 @@ order of layers.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,15 @@ from musicrl.sampler.sampling import Drawn, SamplingConfig
 
 EPS = 1e-5
 """Of torch's norms."""
+
+
+class Norm(NamedTuple):
+    """Parameters of a norm of [B, W]."""
+
+    weight: Tensor
+    """[W]."""
+    offset: Tensor | None
+    """[W] of a layer norm, None of a root-mean-square norm."""
 
 
 class Ops(Protocol):
@@ -62,6 +71,17 @@ class Ops(Protocol):
         """`linear`, then + residual [B, O]."""
         ...
 
+    def norm_linear(self, x: Tensor, norm: Norm, weight: Tensor) -> Tensor:
+        """`linear` of x's norm."""
+        ...
+
+    def feed_forward(
+        self, x: Tensor, norm: Norm, up: Tensor, down: Tensor, *, is_gated: bool
+    ) -> Tensor:
+        """x [B, W] and what the perceptron `up`, GELU or SwiGLU (`is_gated`), `down` makes of its
+        norm: [B, W]."""
+        ...
+
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
         """`linear` in float32, whatever the precision of the others."""
         ...
@@ -101,3 +121,22 @@ class Ops(Protocol):
     ) -> Drawn:
         """As `sampling.draw_cells` defines it."""
         ...
+
+
+def norm_linear(ops: Ops, x: Tensor, norm: Norm, weight: Tensor) -> Tensor:
+    """`Ops.norm_linear`, one operation after the other."""
+    return ops.linear(normed(ops, x, norm), weight)
+
+
+def feed_forward(
+    ops: Ops, x: Tensor, norm: Norm, up: Tensor, down: Tensor, *, is_gated: bool
+) -> Tensor:
+    """`Ops.feed_forward`, one operation after the other."""
+    wide = ops.linear_swiglu if is_gated else ops.linear_gelu
+    return ops.linear_add(wide(normed(ops, x, norm), up), down, x)
+
+
+def normed(ops: Ops, x: Tensor, norm: Norm) -> Tensor:
+    """x [B, W] to [B, W]."""
+    weight, offset = norm
+    return ops.rms_norm(x, weight) if offset is None else ops.norm(x, weight, offset)

@@ -13,6 +13,7 @@
 #pragma STDC FP_CONTRACT ON
 #endif
 
+#include "norms.h"
 #include "numbers.h"
 
 /* What is done with the sums: kept, added to what is there, halves joined as silu(first) * second,
@@ -97,4 +98,30 @@ void tile_product(gemm_t *gemm, const float *x, const uint16_t *weight, const fl
         else
             swiglu_row(own, to, width);
     }
+}
+
+/* The same of x's norm, in `normed` [rows, inputs]; without an offset by root mean square. */
+void norm_product(gemm_t *gemm, const float *x, const float *norm, const float *offset,
+                  float epsilon, const uint16_t *weight, float *out, float *normed,
+                  uint16_t *halves, float *sums, int rows, int inputs, int outputs, int after,
+                  int threads)
+{
+    if (offset)
+        layer_norm(x, norm, offset, epsilon, rows, inputs, normed, threads);
+    else
+        rms_norm(x, norm, epsilon, rows, inputs, normed, threads);
+    tile_product(gemm, normed, weight, NULL, out, halves, sums, rows, inputs, outputs, after,
+                 threads);
+}
+
+/* x [rows, width] and what a perceptron makes of its norm: up to `outputs`, GELU or SWIGLU to
+ * `hidden`, down to width. `normed` and `wide` have room for rows of the wider of both. */
+void feed_forward(gemm_t *gemm, const float *x, const float *norm, const float *offset,
+                  float epsilon, const uint16_t *up, const uint16_t *down, float *out,
+                  float *normed, float *wide, uint16_t *halves, float *sums, int rows, int width,
+                  int outputs, int hidden, int after, int threads)
+{
+    norm_product(gemm, x, norm, offset, epsilon, up, wide, normed, halves, sums, rows, width,
+                 outputs, after, threads);
+    tile_product(gemm, wide, down, x, out, halves, sums, rows, hidden, width, ADD, threads);
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 from musicrl.sampler.backends import make_ops
 from musicrl.sampler.blas import rounded_product
 from musicrl.sampler.cpu import FEW_ROWS, SMALL_WEIGHT, CpuOps
+from musicrl.sampler.ops import Norm, feed_forward, norm_linear
 from musicrl.sampler.sampling import SamplingConfig
 
 pytestmark = [
@@ -92,3 +93,16 @@ def test_activations_are_torchs_from_end_to_end() -> None:
     torch.testing.assert_close(got, F.gelu(line), atol=1e-5, rtol=1e-6)
     both = ops.linear_swiglu(line, torch.ones(2, 1))
     torch.testing.assert_close(both, F.silu(line) * line, atol=1e-5, rtol=2e-6)
+
+
+@pytest.mark.parametrize("has_offset", [True, False])
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_one_call_gives_the_bits_of_several(has_offset: bool, is_gated: bool) -> None:
+    torch.manual_seed(0)
+    ops, x, weight = make_tiles(40), torch.randn(40, 96), torch.randn(96)
+    norm = Norm(weight, torch.randn(96) if has_offset else None)
+    up, down = torch.randn(320, 96) / 10, torch.randn(96, 160 if is_gated else 320) / 10
+    found = ops.feed_forward(x, norm, up, down, is_gated=is_gated)
+    assert torch.equal(found, feed_forward(ops, x, norm, up, down, is_gated=is_gated))
+    for wide in (up, torch.randn(1 + SMALL_WEIGHT // 96, 96)):
+        assert torch.equal(ops.norm_linear(x, norm, wide), norm_linear(ops, x, norm, wide))
