@@ -187,7 +187,9 @@ class Controller:
         """Have the fixed prompts played with the weights of the steps at which that is due."""
         while self.unheard and self.fleet.samplers.is_idle:
             (version, weights), peer = self.unheard.popleft(), self.fleet.samplers.take()
-            _, clips, report = peer.actor.generate_heldout.remote(self.heard, version, [weights])
+            _, clips, report = peer.actor.generate_heldout.remote(
+                self.heard, version, [weights], self.fleet.address
+            )
             doing = f"playing the fixed prompts with version {version}"
             self.send(report, "listen", peer, doing, (version, weights), (clips,))
 
@@ -210,7 +212,7 @@ class Controller:
             chunk = slow.subject if slow else self.unsampled.popleft()
             peer = self.fleet.samplers.take()
             rollouts, clips, report = peer.actor.generate.remote(
-                chunk, self.version, [self.weights]
+                chunk, self.version, [self.weights], self.fleet.address
             )
             doing = f"sampling {chunk} with version {self.version}"
             self.send(report, "sample", peer, doing, chunk, (rollouts, clips), slow)
@@ -243,7 +245,7 @@ class Controller:
         if not entries:
             return
         peer, pairs = self.fleet.learner, [(entry.rollouts, entry.rewards) for entry in entries]
-        report, weights = peer.actor.step.remote(self.version, pairs)
+        report, weights = peer.actor.step.remote(self.version, pairs, self.pending.peers("restart"))
         waited = {"wait": self.clock() - self.waiting_since}
         seconds = add_up([waited, *(entry.seconds for entry in entries)])
         self.send(report, "learn", peer, f"training step {self.version}", seconds, (weights,))
@@ -329,6 +331,8 @@ class Controller:
         self.replay.check_integrity()
         self.recovery.progress()
         self.record(result, task.subject, replay_bytes)
+        for sentence in result.missed:
+            self.journal.display.say(sentence)
         if self.is_stopped:
             return
         self.fleet.grow()

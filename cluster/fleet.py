@@ -19,7 +19,8 @@ from actors.scorer import ScorerActor
 from cluster.placement import Plan, place_sampler
 from cluster.supervise import Fault, Lost, Pending, Result, Task
 from learners.learner import LearnerActor
-from musicrl.config import TrainConfig
+from musicrl.broadcast import Address
+from musicrl.config import ClusterConfig, TrainConfig
 from musicrl.world import find_policy, find_world
 
 START_ATTEMPTS = 3
@@ -28,14 +29,18 @@ START_ATTEMPTS = 3
 class Fleet:
     """Started together; `stop` ends every actor."""
 
+    address: Address | None = None
+    """Where the learner broadcasts weights (none: Ray's object store alone carries them)."""
+
     def __init__(self, config: TrainConfig, pending: Pending, plan: Plan) -> None:
-        """Raises TimeoutError or ConnectionError naming the actor that did not come up."""
+        """Raises TimeoutError or ConnectionError naming the actor that did not come up, and ValueError
+        where nodes could not reach each other."""
+        check_host(config.cluster, plan)
         self.config = with_absolute_paths(config)
         self.pending = pending
         self.plan = plan
         self.sampler_peers = [
-            Peer(name=f"sampler {i}", actor=start_sampler(self.config, node))
-            for i, node in enumerate(plan["sampler"])
+            self._start_sampler(number, node) for number, node in enumerate(plan["sampler"])
         ]
         self.scorer_peers = [
             Peer(name=f"scorer {i}", actor=start_scorer(self.config, node))
@@ -94,7 +99,7 @@ class Fleet:
         if node is None:
             return
         self.num_started += 1
-        peer = Peer(name=f"sampler {self.num_started - 1}", actor=start_sampler(self.config, node))
+        peer = self._start_sampler(self.num_started - 1, node)
         self.sampler_peers.append(peer)
         self.plan = {**self.plan, "sampler": [*self.plan["sampler"], node]}
         self._ask("join", peer, "joining", self.samplers)
@@ -125,13 +130,18 @@ class Fleet:
             ray.kill(peer.actor)
         self._end_learners()
 
+    def _start_sampler(self, number: int, node: str) -> Peer:
+        name = f"sampler {number}"
+        return Peer(name=name, actor=start_sampler(self.config, node, name))
+
     def _begin_learners(self) -> None:
         """Start the learner and its other ranks; again where one dies at it, as with its node."""
         for attempts_left in reversed(range(START_ATTEMPTS)):
             self.learner, self.followers = start_learners(self.config, self.plan)
             try:
                 self._await([self.learner, *self.followers])
-                return self._unite()
+                self._unite()
+                return self._open_broadcasts()
             except ConnectionError:
                 self._end_learners()
                 if not attempts_left:
@@ -153,13 +163,29 @@ class Fleet:
         for peer, join in zip(ranks, joining, strict=True):
             self.pending.call(join, peer, "meeting the other learners")
 
+    def _open_broadcasts(self) -> None:
+        if self.config.cluster.weights_transport == "collective":
+            opening = self.learner.actor.broadcast.remote()
+            self.address = self.pending.call(opening, self.learner, "opening its broadcasts")
+
     def _await(self, peers: Sequence[Peer]) -> None:
         pings = [peer.actor.ping.options(max_task_retries=-1).remote() for peer in peers]
         for peer, ping in zip(peers, pings, strict=True):
             self.pending.call(ping, peer, "starting")
 
 
-def start_sampler(config: TrainConfig, node: str) -> Any:
+def check_host(cluster: ClusterConfig, plan: Plan) -> None:
+    """Raise ValueError where weights are to be broadcast between nodes over a loopback."""
+    nodes = {*plan["learner"], *plan["sampler"]}
+    is_broadcast = cluster.weights_transport == "collective"
+    if is_broadcast and len(nodes) > 1 and cluster.learner_host != "node":
+        raise ValueError(
+            f"cluster.weights_transport collective on {len(nodes)} nodes needs "
+            f"cluster.learner_host node, got {cluster.learner_host}"
+        )
+
+
+def start_sampler(config: TrainConfig, node: str, name: str) -> Any:
     cluster = config.cluster
     actor = ray.remote(SamplerActor).options(
         num_cpus=cluster.sampler_threads,
@@ -168,7 +194,7 @@ def start_sampler(config: TrainConfig, node: str) -> Any:
         max_task_retries=0,
         scheduling_strategy=on_node(node),
     )
-    return actor.remote(config)
+    return actor.remote(config, name)
 
 
 def start_scorer(config: TrainConfig, node: str) -> Any:

@@ -66,8 +66,9 @@ class Heldout:
     def sample(self, version: int, weights: Any) -> None:
         while self.unsampled and self.fleet.samplers.is_idle:
             chunk, peer = self.unsampled.popleft(), self.fleet.samplers.take()
-            returns = peer.actor.generate_heldout.remote(chunk, version, [weights])
-            rollouts, clips, report = returns
+            rollouts, clips, report = peer.actor.generate_heldout.remote(
+                chunk, version, [weights], self.fleet.address
+            )
             doing = f"sampling held-out prompts from {chunk.first} on"
             self.send(report, "sample", peer, doing, chunk, (rollouts, clips))
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from actors.pool import Peer, Pool
 from cluster.supervise import Lost, Pending, Result, Task
+from musicrl.broadcast import Address
 from musicrl.journal import Iteration
 
 
@@ -17,6 +18,7 @@ class Crew(Protocol):
     samplers: Pool
     scorers: Pool
     learner: Peer
+    address: Address | None
 
     def retire(self, pool: Pool, task: Task, lost: Lost) -> None: ...
 

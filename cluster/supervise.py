@@ -139,6 +139,10 @@ class Pending:
                 break
             yield self._tasks[reference]
 
+    def peers(self, kind: str) -> tuple[str, ...]:
+        """Names of those who have a task of a kind."""
+        return tuple(self._tasks[reference].peer.name for reference in self._kinds[kind])
+
     def call(self, reference: Any, peer: Peer, doing: str) -> Any:
         """The value of one task that nothing else can go on without.
 

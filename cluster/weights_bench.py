@@ -3,6 +3,9 @@
     learner   tensors ─ flatten ─► buffer ─ checksum ─► return value ─► object store
     sampler   object store ─ get (no copy) ─► checksum ─► into its own tensors
 
+With `transport collective` the learner broadcasts them too, by gloo, before it returns them, and the
+sampler takes what has come so.
+
 Two actors of this node do what a learner and a sampler do, through the same functions; `memcpy` is
 one copy of those bytes in memory that has been touched. The bytes must move twice, into the store
 and out of it, so that two copies are the least that any way through it can cost. Versions follow each
@@ -17,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import ray
@@ -29,7 +32,9 @@ from torch import nn
 
 from cluster.connection import connected
 from cluster.controller_bench import processor_name
+from musicrl.broadcast import Address, Broadcaster, Kind
 from musicrl.config import ClusterConfig
+from musicrl.listener import Listener
 from musicrl.policies.flat import apply, checksum, flatten
 from musicrl.textfile import write_text
 from musicrl.types import Weights
@@ -37,6 +42,16 @@ from musicrl.types import Weights
 WARMUP = 3
 WIDTH = 1024
 TIMEOUT_SECONDS = 300.0
+HOST = "127.0.0.1"
+
+
+class Place(TypedDict):
+    kind: Kind
+    device: torch.device
+    timeout_seconds: float
+
+
+GLOO = Place(kind="gloo", device=torch.device("cpu"), timeout_seconds=TIMEOUT_SECONDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +66,8 @@ class WeightsBenchConfig:
     """Samplers on this node that fetch every version, at once."""
     threads: int = 1
     """CPU threads of every actor."""
+    transport: Literal["store", "collective"] = "store"
+    """As `cluster.weights_transport`."""
     json: Path | None = None
     """File that receives the figures."""
 
@@ -78,6 +95,12 @@ class Publisher:
         torch.set_num_threads(threads)
         self.model = make_model(parameters)
         self.buffer = flatten(self.model, 0).flat
+        self.broadcaster: Broadcaster | None = None
+
+    def broadcast(self) -> Address:
+        """Where versions are broadcast from now on."""
+        self.broadcaster = Broadcaster(HOST, **GLOO)
+        return self.broadcaster.address
 
     @ray.method(num_returns=2)
     def publish(self, version: int) -> tuple[dict[str, float], Weights]:
@@ -90,7 +113,12 @@ class Publisher:
         flattened = time.perf_counter()
         checksum(weights)
         summed = time.perf_counter() - flattened
+        broadcasting = time.perf_counter()
+        missed = [] if self.broadcaster is None else self.broadcaster.publish(weights)
+        if missed:
+            raise TimeoutError("; ".join(missed))
         seconds = {
+            "broadcast": time.perf_counter() - broadcasting,
             "began": started,
             "flatten": flattened - started - summed,
             "checksum": summed,
@@ -113,14 +141,25 @@ class Subscriber:
     def __init__(self, parameters: int, threads: int) -> None:
         torch.set_num_threads(threads)
         self.model = make_model(parameters)
+        self.listener: Listener | None = None
 
-    def ping(self) -> None:
-        """It is up."""
+    def listen(self, address: Address | None, name: str) -> None:
+        """Be there when versions are broadcast, if they are."""
+        if address is not None:
+            self.listener = Listener(name, address, host=HOST, **GLOO)
+            self.listener.start()
+            self.listener.arrived.wait(TIMEOUT_SECONDS)
 
-    def fetch(self, references: Sequence[ObjectRef[Weights]]) -> dict[str, float]:
+    def fetch(self, references: Sequence[ObjectRef[Weights]], version: int) -> dict[str, float]:
         """Fetch and apply a version; the seconds of its parts."""
         started = time.perf_counter()
-        weights = ray.get(references[0], timeout=TIMEOUT_SECONDS)
+        if self.listener is None:
+            return self._use(ray.get(references[0], timeout=TIMEOUT_SECONDS), started)
+        with self.listener.held(version) as weights:
+            assert weights is not None
+            return self._use(weights, started)
+
+    def _use(self, weights: Weights, started: float) -> dict[str, float]:
         got = time.perf_counter()
         checksum(weights)
         summed = time.perf_counter() - got
@@ -142,7 +181,8 @@ def bench_weights(config: WeightsBenchConfig, console: Console | None = None) ->
     with connected(cluster):
         touch_store(store_mb)
         rows = [time_size(config, parameters) for parameters in config.parameters]
-    report = {"machine": processor_name(), "readers": config.readers, "rows": rows}
+    sizes = {"readers": config.readers, "transport": config.transport}
+    report = {"machine": processor_name(), **sizes, "rows": rows}
     (console or Console()).print(to_table(report))
     if config.json is not None:
         write_text(config.json, json.dumps(report, indent=1) + "\n")
@@ -164,8 +204,11 @@ def time_size(config: WeightsBenchConfig, parameters: int) -> dict[str, Any]:
         ray.remote(Subscriber).options(num_cpus=0).remote(parameters, config.threads)
         for _ in range(config.readers)
     ]
-    pings: list[Any] = [reader.ping.remote() for reader in readers]
-    ray.get(pings, timeout=TIMEOUT_SECONDS)
+    address: Address | None = None
+    if config.transport == "collective":
+        address = ray.get(publisher.broadcast.remote(), timeout=TIMEOUT_SECONDS)
+    coming: list[Any] = [r.listen.remote(address, f"reader {i}") for i, r in enumerate(readers)]
+    ray.get(coming, timeout=TIMEOUT_SECONDS)
     found = [
         time_version(publisher, readers, version) for version in range(WARMUP + config.versions)
     ]
@@ -186,23 +229,29 @@ def time_version(publisher: Any, readers: Sequence[Any], version: int) -> dict[s
     seconds = ray.get(report, timeout=TIMEOUT_SECONDS)
     ray.wait([weights], timeout=TIMEOUT_SECONDS, fetch_local=False)
     stored = time.perf_counter()  # the same clock in all processes of a machine
-    fetched = ray.get([r.fetch.remote([weights]) for r in readers], timeout=TIMEOUT_SECONDS)
+    fetching = [reader.fetch.remote([weights], version) for reader in readers]
+    fetched = ray.get(fetching, timeout=TIMEOUT_SECONDS)
     slowest = max(fetched, key=lambda one: one["fetch"])
     publish = stored - seconds["began"] - seconds["checksum"]  # which was taken a second time
     return {
         "memcpy": copying,
         "flatten": seconds["flatten"],
         "checksum": seconds["checksum"],
-        "put": publish - seconds["flatten"] - seconds["checksum"],
+        "broadcast": seconds["broadcast"],
+        "put": publish - seconds["flatten"] - seconds["checksum"] - seconds["broadcast"],
         "publish": publish,
         **slowest,
     }
 
 
 def to_table(report: dict[str, Any]) -> Table:
-    title = f"weights on their way, ms ({report['machine']}; readers: {report['readers']})"
+    title = (
+        f"weights on their way, ms ({report['machine']}; readers: {report['readers']}; by: "
+        f"{report['transport']})"
+    )
     table = Table("size", title=title)
-    phases = ("flatten", "checksum", "put", "get", "verify", "apply", "publish", "fetch", "memcpy")
+    learner, sampler = ("flatten", "checksum", "broadcast", "put"), ("get", "verify", "apply")
+    phases = (*learner, *sampler, "publish", "fetch", "memcpy")
     for column in ("MB", *phases, "copies"):
         table.add_column(column, justify="right")
     for row in report["rows"]:

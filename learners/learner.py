@@ -9,7 +9,9 @@ others what to do. It knows no sampler and no reward.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,6 +23,7 @@ from ray.util import get_node_ip_address
 from torch._C._distributed_c10d import Store
 
 from musicrl.archive import FOLDER, Archive
+from musicrl.broadcast import Address, Broadcaster, find_kind
 from musicrl.config import TrainConfig
 from musicrl.device import role_device
 from musicrl.evaluation.heldout import Divergence, EvaluationChunk
@@ -47,6 +50,7 @@ class LearnerActor:
         self._store: Store | None = None
         self._archive = Archive(config.out / FOLDER) if config.archive_rollouts else None
         self._fetched: tuple[int, list[Experience]] | None = None
+        self._broadcaster: Broadcaster | None = None
 
     def ping(self) -> int:
         """The process id: the actor is up."""
@@ -72,6 +76,17 @@ class LearnerActor:
         )
         self.learner.share(ranks)
 
+    def broadcast(self) -> Address:
+        """Broadcast every version that a step makes, from now on; where to listen for it."""
+        cluster = self.config.cluster
+        self._broadcaster = Broadcaster(
+            self._host,
+            kind=find_kind(cluster.learner_gpus, cluster.sampler_gpus),
+            device=self.learner.device,
+            timeout_seconds=cluster.broadcast_seconds,
+        )
+        return self._broadcaster.address
+
     @property
     def _timeout(self) -> float:
         return self.config.cluster.task_timeout_seconds
@@ -91,8 +106,11 @@ class LearnerActor:
         return self.learner.version
 
     @ray.method(num_returns=2)
-    def step(self, step: int, pairs: Sequence[Pair]) -> tuple[StepReport, Weights]:
-        """Do training step number `step` on the experience of `pairs`, in their order.
+    def step(
+        self, step: int, pairs: Sequence[Pair], resting: Sequence[str] = ()
+    ) -> tuple[StepReport, Weights]:
+        """Do training step number `step` on the experience of `pairs`, in their order. Who is
+        `resting` is not waited for when the weights are broadcast.
 
         The references are fetched here, and by every follower, before anything changes. A
         follower's death is this task's failure.
@@ -101,10 +119,21 @@ class LearnerActor:
         self.fetch(step, pairs)
         ray.get(fetching, timeout=self._timeout)
         following = [follower.follow.remote(step) for follower in self.followers]
-        found = self._lead(following, lambda: self._learn(step))
+        report, weights = self._lead(following, lambda: self._learn(step))
+        report = self._publish(report, weights, resting)
         if self._archive is not None and self._fetched is not None:
             self._archive.write(*self._fetched)
-        return found
+        return report, weights
+
+    def _publish(self, report: StepReport, weights: Weights, resting: Sequence[str]) -> StepReport:
+        """Broadcast a version, if anything is; Ray's object store gets it in any case, for those who
+        miss it or come late."""
+        if self._broadcaster is None:
+            return report
+        started = time.perf_counter()
+        missed = tuple(self._broadcaster.publish(weights, without=resting))
+        publish = report.seconds["publish"] + time.perf_counter() - started
+        return replace(report, missed=missed, seconds={**report.seconds, "publish": publish})
 
     def _lead(self, following: Sequence[ObjectRef[None]], work: Callable[[], Made]) -> Made:
         """What this rank makes while the others follow; their faults are faults of this task."""

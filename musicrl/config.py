@@ -91,8 +91,14 @@ class ClusterConfig:
     """What several learners hold of policy, reference, value network and optimizers: none: all of
     it each, gradients are added up; full: a part of each layer, gathered while it runs (FSDP2)."""
     learner_host: str = "127.0.0.1"
-    """Address that several learners listen on for each other; on several nodes, `node`: each its
-    own node's."""
+    """Address that several learners listen on for each other, and learner and samplers for broadcast
+    weights; on several nodes, `node`: each its own node's."""
+    weights_transport: Literal["store", "collective"] = "store"
+    """How samplers get new weights: store: from Ray's object store; collective: broadcast by the
+    learner (gloo; nccl where all have GPUs of their own), and from the store what they missed."""
+    weights_timeout_seconds: float | None = None
+    """With `collective`: deadline of the answers to a broadcast, and of itself (none: 10). A sampler
+    that misses it takes that version from the store."""
     sampler_gpus: float = 0.0
     """GPUs of each sampler actor (a fraction shares one)."""
     scorer_gpus: float = 0.0
@@ -138,10 +144,30 @@ class ClusterConfig:
         if self.straggler_factor is not None and not self.straggler_factor > 1:
             raise ValueError(f"straggler_factor must be above 1, got {self.straggler_factor}")
         self._check_sharding()
+        self._check_transport()
         if not self.task_timeout_seconds > 0:
             raise ValueError(
                 f"task_timeout_seconds must be above 0, got {self.task_timeout_seconds}"
             )
+
+    def _check_transport(self) -> None:
+        if self.weights_transport not in ("store", "collective"):
+            raise ValueError(
+                f"weights_transport {self.weights_transport!r} is neither store nor collective"
+            )
+        if not self.broadcast_seconds > 0:
+            raise ValueError(
+                f"weights_timeout_seconds must be above 0, got {self.weights_timeout_seconds}"
+            )
+        if self.weights_transport == "store" and self.weights_timeout_seconds is not None:
+            raise ValueError(
+                "weights_timeout_seconds is read only with weights_transport collective"
+            )
+
+    @property
+    def broadcast_seconds(self) -> float:
+        """Deadline of a broadcast of weights."""
+        return 10.0 if self.weights_timeout_seconds is None else self.weights_timeout_seconds
 
     def _check_sharding(self) -> None:
         if self.learner_sharding not in ("none", "full"):

@@ -50,6 +50,8 @@ class StepReport:
     """Of the phases `learn` and `publish`."""
     num_tokens: int = 0
     """That were trained on."""
+    missed: tuple[str, ...] = ()
+    """Sentences of who missed the broadcast of its weights."""
 
 
 class Learner:

@@ -118,11 +118,11 @@ class SimulatedSampler(SimulatedActor):
         self.version: int | None = None
         self.generate = Remote(self, self._cost, self._answer, 3)
 
-    def _cost(self, chunk: Any, version: int, weights: Any) -> Sequence[float]:
+    def _cost(self, chunk: Any, version: int, weights: Any, address: None) -> Sequence[float]:
         is_new, self.version = version != self.version, version
         return [self.draw(self.costs.sample) + (self.draw(self.costs.apply) if is_new else 0.0)]
 
-    def _answer(self, chunk: Any, version: int, weights: Any) -> tuple[Any, ...]:
+    def _answer(self, chunk: Any, version: int, weights: Any, address: None) -> tuple[Any, ...]:
         samples = len(chunk.prompts) * self.samples_per_prompt
         report = SampleReport(
             version=version, num_bytes=samples * BYTES_PER_SAMPLE, seconds=_PHASES["sample"]
@@ -172,7 +172,7 @@ class SimulatedLearner(SimulatedActor):
         learn = self.costs.learn
         return [share * self.draw(learn) + self.reduce_seconds for share in self.shares]
 
-    def _answer(self, step: int, pairs: Sequence[Any]) -> tuple[StepReport, None]:
+    def _answer(self, step: int, pairs: Sequence[Any], resting: object) -> tuple[StepReport, None]:
         lags: Counter[int] = Counter()
         for rollouts, _ in pairs:
             version, samples = rollouts.value

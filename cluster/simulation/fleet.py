@@ -26,6 +26,7 @@ from cluster.simulation.reducing import load_of
 from cluster.simulation.store import VirtualStore
 from cluster.simulation.timeline import Lane, Timeline
 from cluster.supervise import Pending, Result, Task
+from musicrl.broadcast import Address
 from musicrl.config import ClusterConfig, TrainConfig
 
 
@@ -46,6 +47,8 @@ class Machine:
 
 class SimulatedFleet:
     """A `cluster.roles.Crew`."""
+
+    address: Address | None = None
 
     def __init__(
         self, config: TrainConfig, machines: Sequence[Machine], costs: Costs, *, seed: int = 0

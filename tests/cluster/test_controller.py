@@ -144,7 +144,9 @@ class FakeSampler(Actor):
         self.generate = Method(store, self, self._generate, 3)
         self.generate_heldout = Method(store, self, self._generate, 3)
 
-    def _generate(self, chunk: Any, version: int, weights: list[Reference]) -> tuple[Any, ...]:
+    def _generate(
+        self, chunk: Any, version: int, weights: list[Reference], address: None
+    ) -> tuple[Any, ...]:
         self.fail("generate")
         assert self.store.get(weights[0], timeout=1) == f"weights {version}"
         seconds = {"sample": 1.0, "decode": 0.5, "publish": 0.0}
@@ -175,7 +177,9 @@ class FakeLearner(Actor):
         self.restore = Method(store, self, self._restore)
         self.weights = Method(store, self, lambda: f"weights {self.version}")
 
-    def _step(self, step: int, pairs: list[tuple[Reference, Reference]]) -> tuple[Any, ...]:
+    def _step(
+        self, step: int, pairs: list[tuple[Reference, Reference]], resting: tuple[str, ...]
+    ) -> tuple[Any, ...]:
         self.fail("step")
         assert step == self.version
         experience = [self.store.get(rollouts, timeout=1) for rollouts, _ in pairs]
@@ -493,10 +497,10 @@ def test_a_dead_learner_is_started_again_from_the_newest_checkpoint(
     first = rig.fleet.learners[0]
     step = first.step.function
 
-    def die_in_step_3(number: int, pairs: Any) -> Any:
+    def die_in_step_3(number: int, *given: Any) -> Any:
         if number == 3:
             raise DIED
-        return step(number, pairs)
+        return step(number, *given)
 
     first.step.function = die_in_step_3
     assert rig.train() == 7
@@ -512,11 +516,11 @@ def die_before(rig: Rig, *steps: int) -> None:
     def frail(learner: FakeLearner) -> None:
         step = learner.step.function
 
-        def die_or_step(number: int, pairs: Any) -> Any:
+        def die_or_step(number: int, *given: Any) -> Any:
             if number in left:
                 left.remove(number)
                 raise DIED
-            return step(number, pairs)
+            return step(number, *given)
 
         learner.step.function = die_or_step
 
