@@ -97,7 +97,7 @@ class ClusterConfig:
     """How samplers get new weights: store: from Ray's object store; collective: broadcast by the
     learner (gloo; nccl where all have GPUs of their own), and from the store what they missed."""
     weights_timeout_seconds: float | None = None
-    """With `collective`: deadline of the answers to a broadcast, and of itself (none: 10). A sampler
+    """With `collective`: deadline of the answers to a broadcast, and of itself (none: 5). A sampler
     that misses it takes that version from the store."""
     sampler_gpus: float = 0.0
     """GPUs of each sampler actor (a fraction shares one)."""
@@ -167,7 +167,7 @@ class ClusterConfig:
     @property
     def broadcast_seconds(self) -> float:
         """Deadline of a broadcast of weights."""
-        return 10.0 if self.weights_timeout_seconds is None else self.weights_timeout_seconds
+        return 5.0 if self.weights_timeout_seconds is None else self.weights_timeout_seconds
 
     def _check_sharding(self) -> None:
         if self.learner_sharding not in ("none", "full"):
