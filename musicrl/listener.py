@@ -40,6 +40,10 @@ POLL_SECONDS = 600.0
 """Of one wait for an announcement; torch logs a line when it has passed."""
 
 
+NUM_WAITS = 4
+"""Deadlines of a broadcast that follow each other: of the word to go (two), the group, its data."""
+
+
 class Listener(Thread):
     """Ends when its store is gone, or it is told to `stop`."""
 
@@ -75,10 +79,10 @@ class Listener(Thread):
     @contextmanager
     def held(self, version: int) -> Iterator[Weights | None]:
         """The weights of a version, good while this is open; None when they have not come. What is under
-        way is waited for: it has deadlines of its own."""
+        way is waited for, as long as its deadlines together allow."""
+        longest = NUM_WAITS * self._timeout.total_seconds()
         with self._changed:
-            while self._receiving == version:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._receiving != version, longest)
             self._is_lent = self._has(version)
         try:
             yield self._latest if self._is_lent else None
