@@ -26,8 +26,8 @@ from musicrl.embedders.clap import Clap
 from musicrl.layout import Layout
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
-from musicrl.policies.folder import licence, locate, read_json
-from musicrl.policies.musicgen import KIND, MusicGen, read_config
+from musicrl.policies.folder import blaming, licence, locate, read_json
+from musicrl.policies.musicgen import KIND, MusicGen, check_family, read_config
 from musicrl.settings import build, read_yaml
 from musicrl.world import DECODE_CLIPS
 
@@ -75,6 +75,7 @@ class MusicGenWorld:
         """
         path, config = folder / WORLD_FILE, read_world(folder)
         place, heard = (_find(name, folder, config) for name in (config.model, config.embedder))
+        _check_family(place)
         codec = HuggingFaceCodec.from_musicgen(place)
         frames = round(config.clip_seconds * codec.frame_rate)
         if frames < 1:
@@ -86,6 +87,7 @@ class MusicGenWorld:
         )
         if policy is not None:
             model.load_policy(policy)
+        model.conditioner([""])  # a folder whose tokeniser cannot be read is refused before a run
         world = cls(model=model, codec=codec, embedder=_listener(heard), folder=folder)
         world.check()
         return world
@@ -183,20 +185,13 @@ def read_model_config(folder: Path) -> tuple[Path, DelayedConfig, int]:
     place = _find(world.model, folder, world)
     path = place / "config.json"
     values = read_json(path)
-    try:
+    with blaming(path):
         audio, text = values["audio_encoder"], values["text_encoder"]
         hop = math.prod(audio["upsampling_ratios"])
         frames = round(world.clip_seconds * math.ceil(audio["sampling_rate"] / hop))
         steps = frames + values["decoder"]["num_codebooks"] - 1
-        return (
-            place,
-            read_config(values, num_steps=steps, text_size=world.text_size),
-            text["d_model"],
-        )
-    except (KeyError, TypeError) as fault:
-        raise ValueError(f"{path} lacks the setting {fault}") from fault
-    except ValueError as fault:
-        raise ValueError(f"{path}: {fault}") from fault
+        config = read_config(values, num_steps=steps, text_size=world.text_size)
+        return place, config, text["d_model"]
 
 
 def load_judge(folder: Path) -> JointEmbedder | None:
@@ -214,6 +209,12 @@ def load_judge(folder: Path) -> JointEmbedder | None:
             f"{folder / WORLD_FILE}: judge {config.judge!r} is the embedder of the reward"
         )
     return _listener(place)
+
+
+def _check_family(place: Path) -> None:
+    values = read_json(place / "config.json")
+    with blaming(place / "config.json"):
+        check_family(values)
 
 
 def _listener(place: Path) -> JointEmbedder:

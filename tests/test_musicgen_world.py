@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,7 +265,7 @@ def test_clips_are_whole_frames_and_late_codebooks_take_steps(world: Path) -> No
             "musicgen holds no CLAP that can be read: model_type is",
         ),
         ("embedder", "path:nowhere", "nowhere: no such folder"),
-        ("model", "path:clap", r"clap.config\.json: audio_encoder is no 'encodec'"),
+        ("model", "path:clap", r"clap.config\.json: model_type is 'clap', not 'musicgen'"),
         ("model", "hub:nobody/nothing", "hub:nobody/nothing is not in the local cache"),
         ("clip_seconds", 0.001, "clip_seconds 0.001 is less than a frame"),
         ("clip_second", 1, "unknown key 'clip_second'"),
@@ -278,6 +280,49 @@ def test_a_world_that_does_not_fit_is_refused(
     (tmp_path / "world.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=sentence):
         load_world(tmp_path)
+
+
+def _copy(world: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(world, folder / "copy"))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("clap", "text_projection.linear1.weight"),
+        ("musicgen", "audio_encoder.decoder.layers.0.conv.bias"),
+    ],
+)
+def test_a_listener_and_a_codec_are_whole_or_refused(
+    world: Path, tmp_path: Path, model: str, name: str
+) -> None:
+    """Where transformers would draw at random what is not there."""
+    copy = _copy(world, tmp_path)
+    file = copy / model / "model.safetensors"
+    tensors = torch_file(file)
+    shape = re.escape(str(tuple(tensors[name].shape)))
+    tensors[name] = torch.zeros(3, 7)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match=rf"{file}: tensor '{name}' has .*\(3, 7\), expected {shape}"
+    ):
+        load_world(copy)
+    del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{file} lacks the tensor '{name}'"):
+        load_world(copy)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{file} is not a readable safetensors file"):
+        load_world(copy)
+
+
+def test_a_world_without_tokenizers_is_refused_before_a_run(world: Path, tmp_path: Path) -> None:
+    for model in ("clap", "musicgen"):
+        copy = _copy(world, tmp_path / model)
+        for file in (copy / model).glob("tokenizer*"):
+            file.unlink()
+        with pytest.raises((ValueError, OSError), match=f"{copy / model} has no tokenizer"):
+            load_world(copy)
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from musicrl.checkpoint import load_into
-from musicrl.policies.folder import read_json, read_tensors
+from musicrl.policies.folder import blaming, check_tensors, read_json, read_tensors
+from musicrl.policies.pretrained import load_model
 
 EXTRA = "EnCodec and DAC need the extra: pip install 'musicrl[musicgen]'"
 AUDIO = "audio_encoder."
@@ -47,10 +48,9 @@ class HuggingFaceCodec:
             raise ValueError(EXTRA) from fault
         try:
             kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-            model = getattr(transformers, CLASSES.get(kind, "AutoModel")).from_pretrained(
-                folder, local_files_only=True, use_safetensors=True
-            )
-            return cls(model.float())
+            if kind not in CLASSES:
+                raise ValueError(f"a codec {kind!r} is not served: {', '.join(CLASSES)}")
+            return cls(load_model(getattr(transformers, CLASSES[kind]), folder))
         except (OSError, ValueError) as fault:
             raise ValueError(f"{folder} holds no codec that can be read: {fault}") from fault
 
@@ -65,13 +65,14 @@ class HuggingFaceCodec:
         values = read_json(folder / "config.json").get("audio_encoder")
         if not isinstance(values, dict) or values.get("model_type") != "encodec":
             raise ValueError(f"{folder / 'config.json'}: audio_encoder is no 'encodec'")
-        model = AutoModel.from_config(EncodecConfig.from_dict(values))
-        tensors = {
-            _todays(name.removeprefix(AUDIO)): tensor
-            for name, tensor in read_tensors(folder, prefix=AUDIO).items()
-        }
-        load_into(model, tensors, origin=f"{folder}, {AUDIO.rstrip('.')}")
-        return cls(model)
+        with blaming(folder / "config.json"):
+            codec = cls(AutoModel.from_config(EncodecConfig.from_dict(values)))
+        tensors = {_todays(k): v for k, v in read_tensors(folder, prefix=AUDIO).items()}
+        wanted = {f"{AUDIO}{k}": v for k, v in codec.model.state_dict().items()}
+        check_tensors(folder, tensors, wanted)
+        found = {k.removeprefix(AUDIO): v for k, v in tensors.items()}
+        load_into(codec.model, found, origin=f"{folder}, {AUDIO.rstrip('.')}")
+        return codec
 
     @property
     def sample_rate(self) -> int:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from musicrl.audio import split_windows
+from musicrl.policies.pretrained import load_model, load_tokenizer
 
 EXTRA = "CLAP needs the extra: pip install 'musicrl[musicgen]'"
 LOG = logging.getLogger(__name__)
@@ -47,14 +48,11 @@ class Clap:
             kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
             if kind != "clap":
                 raise ValueError(f"model_type is {kind!r}, not 'clap'")
-            model = transformers.ClapModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True
-            )
+            model = load_model(transformers.ClapModel, folder)
             extractor = transformers.ClapFeatureExtractor.from_pretrained(
                 folder, local_files_only=True
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            return cls(model.float(), extractor, tokenizer)
+            return cls(model, extractor, load_tokenizer(folder))
         except (OSError, ValueError) as fault:
             raise ValueError(f"{folder} holds no CLAP that can be read: {fault}") from fault
 

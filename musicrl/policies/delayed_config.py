@@ -45,9 +45,11 @@ class DelayedConfig:
                 raise ValueError(f"{field.name} must be a whole number above 0, got {value!r}")
             if get_args(kind) and value not in get_args(kind):
                 raise ValueError(f"{field.name} must be one of {get_args(kind)}, got {value!r}")
-        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+        is_rotary = self.positions == "rotary"
+        if self.width % self.num_heads or (is_rotary and self.head_dim % 2):
+            kind = "even" if is_rotary else "equal"
             raise ValueError(
-                f"width {self.width} does not split into {self.num_heads} heads of even size"
+                f"width {self.width} does not split into {self.num_heads} heads of {kind} size"
             )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(

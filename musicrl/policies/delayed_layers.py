@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from musicrl.policies.blocks import init_linear, keeping_inputs
@@ -95,8 +96,10 @@ class Layer(nn.Module):
 
 
 def waves(config: DelayedConfig) -> Tensor:
-    """Sinusoidal positions [S, W]: cosines of all frequencies, then sines (MusicGen's order)."""
+    """Sinusoidal positions [S, W]: cosines of all frequencies, then sines (MusicGen's order), and a
+    zero where the width is odd."""
     half = config.width // 2
     frequency = 10_000.0 ** -(torch.arange(half, dtype=torch.float64) / (half - 1))
     angle = torch.arange(config.num_steps, dtype=torch.float64)[:, None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=1).float()
+    found = torch.cat([angle.cos(), angle.sin()], dim=1).float()
+    return F.pad(found, (0, config.width % 2))

@@ -8,7 +8,8 @@ It knows no family. Nothing is downloaded unless the caller says so, and nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
-PATTERNS = ["*.json", "*.safetensors", "*.model", "README.md"]
+PICKLE = ": pytorch_model.bin is a pickle and is not read; transformers saves it as safetensors"
+ASK = "`hf download {}` or the setting `downloads` fetches it"
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "README.md"]
 
 
 def locate(reference: str, *, downloads: bool = False) -> Path:
@@ -48,10 +51,27 @@ def _from_hub(name: str, *, downloads: bool) -> Path:
     try:
         found = snapshot_download(name, allow_patterns=PATTERNS, local_files_only=not downloads)
     except LocalEntryNotFoundError as fault:
-        raise ValueError(f"hub:{name} is not in the local cache and was not fetched") from fault
+        why = (
+            "the Hub cannot be reached, or HF_HUB_OFFLINE is set" if downloads else ASK.format(name)
+        )
+        raise ValueError(
+            f"hub:{name} is not in the local cache and was not fetched: {why}"
+        ) from fault
     except (HFValidationError, HfHubHTTPError) as fault:
         raise ValueError(f"hub:{name} cannot be fetched: {fault}") from fault
     return Path(found)
+
+
+@contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with what a file says, here or in another library, as a ValueError that
+    names the file."""
+    try:
+        yield
+    except KeyError as fault:
+        raise ValueError(f"{path} lacks the setting {fault}") from fault
+    except Exception as fault:
+        raise ValueError(f"{path}: {fault}") from fault
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -73,9 +93,9 @@ def read_tensors(folder: Path, *, prefix: str = "") -> dict[str, Tensor]:
     Raises FileNotFoundError naming a missing file, and ValueError naming a damaged one or the
     tensor that the index promises and a shard lacks.
     """
-    if not (folder / INDEX).is_file():
+    index = _read_index(folder)
+    if index is None:
         return _read_file(folder / WEIGHTS, prefix)
-    index: Mapping[str, str] = read_json(folder / INDEX).get("weight_map", {})
     places = {tensor: shard for tensor, shard in index.items() if tensor.startswith(prefix)}
     shards = {name: _read_file(folder / name, prefix) for name in sorted(set(places.values()))}
     for tensor, shard in places.items():
@@ -84,16 +104,67 @@ def read_tensors(folder: Path, *, prefix: str = "") -> dict[str, Tensor]:
     return {tensor: shards[shard][tensor] for tensor, shard in places.items()}
 
 
+def check_tensors(
+    folder: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> None:
+    """Raise ValueError naming the file and the first of a folder's `tensors` that is missing, or that
+    has another shape or other kinds of numbers than the `wanted` one."""
+    for name, own in wanted.items():
+        file = file_of(folder, name)
+        if name not in tensors:
+            raise ValueError(f"{file} lacks the tensor {name!r}")
+        found = tensors[name]
+        if found.shape != own.shape:
+            shapes = f"{tuple(found.shape)}, expected {tuple(own.shape)}"
+            raise ValueError(f"{file}: tensor {name!r} has shape {shapes}")
+        if found.is_floating_point() != own.is_floating_point():
+            raise ValueError(f"{file}: tensor {name!r} is {found.dtype}, expected {own.dtype}")
+
+
+def file_of(folder: Path, tensor: str) -> Path:
+    """The file that holds a tensor of a folder: of shards the one that the index names, or the index
+    where it names none."""
+    index = _read_index(folder)
+    return folder / (WEIGHTS if index is None else index.get(tensor, INDEX))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files that hold a folder's tensors, each of them readable.
+
+    Raises FileNotFoundError or ValueError naming the file that is missing or damaged.
+    """
+    index = _read_index(folder)
+    names = [WEIGHTS] if index is None else sorted(set(index.values()))
+    for name in names:
+        _read_file(folder / name, prefix="\0")  # no tensor is called so: only the header is read
+    return [folder / name for name in names]
+
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    """The file of each tensor; None where there is no index."""
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    found = read_json(path).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"{path} has no 'weight_map' of tensors to files")
+    return found
+
+
 def _read_file(path: Path, prefix: str) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
+        raise FileNotFoundError(f"no weights at {path}{PICKLE if _has_pickle(path) else ''}")
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as fault:
+    except (SafetensorError, OSError) as fault:
         raise ValueError(f"{path} is not a readable safetensors file: {fault}") from fault
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def _has_pickle(path: Path) -> bool:
+    return (path.parent / "pytorch_model.bin").is_file()
 
 
 def licence(folder: Path) -> str:
@@ -102,7 +173,7 @@ def licence(folder: Path) -> str:
     Raises ValueError naming the file when its front matter is no YAML.
     """
     card = folder / "README.md"
-    text = card.read_text() if card.is_file() else ""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     parts = text.split("---\n", 2)
     if len(parts) < 3 or parts[0].strip():
         return "unknown"
@@ -110,4 +181,5 @@ def licence(folder: Path) -> str:
         front = yaml.safe_load(parts[1])
     except yaml.YAMLError as fault:
         raise ValueError(f"{card}: its front matter is not readable YAML") from fault
-    return str(front.get("license", "unknown")) if isinstance(front, dict) else "unknown"
+    stated = front.get("license", "unknown") if isinstance(front, dict) else "unknown"
+    return ", ".join(map(str, stated)) if isinstance(stated, list) else str(stated)

@@ -9,24 +9,34 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from musicrl.checkpoint import load_into, load_tensors, save_tensors
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
-from musicrl.policies.folder import licence, locate, read_json, read_tensors
-from musicrl.policies.huggingface import from_musicgen
+from musicrl.policies.folder import (
+    blaming,
+    check_tensors,
+    licence,
+    locate,
+    read_json,
+    read_tensors,
+)
+from musicrl.policies.huggingface import from_musicgen, to_musicgen
+from musicrl.policies.pretrained import load_tokenizer
 from musicrl.policies.text import TextStates, pad
 
 KIND = "MusicGen policy"
 LOG = logging.getLogger(__name__)
 EXTRA = "MusicGen needs the extra: pip install 'musicrl[musicgen]'"
-TEXT = "text_encoder."
-TIED = ("shared.weight", "encoder.embed_tokens.weight")
+TEXT, DECODER, PROJECTION = "text_encoder.", "decoder.", "enc_to_dec_proj"
+TIED = (f"{TEXT}shared.weight", f"{TEXT}encoder.embed_tokens.weight")
 Values = Mapping[str, Any]
 
 
@@ -56,12 +66,8 @@ class MusicGen:
         """
         folder = locate(reference, downloads=downloads)
         values = read_json(folder / "config.json")
-        try:
+        with blaming(folder / "config.json"):
             config = read_config(values, num_steps=num_steps, text_size=text_size)
-        except ValueError as fault:
-            raise ValueError(f"{folder / 'config.json'}: {fault}") from fault
-        except KeyError as fault:
-            raise ValueError(f"{folder / 'config.json'} lacks the setting {fault}") from fault
         found = licence(folder)
         LOG.warning("weights of %s: licence %s", reference, found)
         policy = _policy(read_tensors(folder), values, config, folder)
@@ -82,9 +88,13 @@ class MusicGen:
 
     def conditioner(self, texts: Sequence[str]) -> Tensor:
         """Conditions int64 [P, C] of texts, by the folder's tokeniser; longer ones are cut."""
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(self.folder)
-        ids = cast(list[list[int]], tokenizer(list(texts)).input_ids)
+        ids = cast(list[list[int]], self.tokenizer(list(texts)).input_ids)
         return pad(ids, self.policy.config.condition_levels)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The folder's. Raises FileNotFoundError or ValueError naming the folder."""
+        return load_tokenizer(self.folder)
 
 
 def read_config(values: Values, *, num_steps: int, text_size: int) -> DelayedConfig:
@@ -92,11 +102,7 @@ def read_config(values: Values, *, num_steps: int, text_size: int) -> DelayedCon
 
     Raises ValueError naming the setting that is not served.
     """
-    kind = values.get("model_type")
-    if kind == "musicgen_melody":
-        raise ValueError("a melody-conditioned MusicGen is not served, only text-conditioned ones")
-    if kind != "musicgen":
-        raise ValueError(f"model_type is {kind!r}, not 'musicgen'")
+    check_family(values)
     text, decoder = (_part(values, name) for name in ("text_encoder", "decoder"))
     if decoder.get("audio_channels", 1) != 1:
         raise ValueError("a stereo MusicGen is not served, only mono ones (audio_channels 1)")
@@ -118,6 +124,15 @@ def read_config(values: Values, *, num_steps: int, text_size: int) -> DelayedCon
         num_kv_heads=decoder["num_attention_heads"],
         mlp_width=decoder["ffn_dim"],
     )
+
+
+def check_family(values: Values) -> None:
+    """Raise ValueError unless a config.json is that of a text-conditioned MusicGen."""
+    kind = values.get("model_type")
+    if kind == "musicgen_melody":
+        raise ValueError("a melody-conditioned MusicGen is not served, only text-conditioned ones")
+    if kind != "musicgen":
+        raise ValueError(f"model_type is {kind!r}, not 'musicgen'")
 
 
 def _part(values: Values, name: str) -> Values:
@@ -144,30 +159,47 @@ def _check_decoder(decoder: Values) -> None:
 def _policy(
     tensors: dict[str, Tensor], values: Values, config: DelayedConfig, folder: Path
 ) -> DelayedLM:
-    text_width = int(values["text_encoder"]["d_model"])
-    encoder = _text_encoder(tensors, values["text_encoder"], folder)
-    policy = DelayedLM(config, TextStates(encoder, text_width=text_width, width=config.width))
-    decoder = {k.removeprefix("decoder."): v for k, v in tensors.items()}
-    try:
-        own = from_musicgen(decoder, config)
-        del own["condition.weight"]
-        if text_width != config.width:
-            for name in ("weight", "bias"):
-                own[f"text.projection.{name}"] = tensors[f"enc_to_dec_proj.{name}"]
-    except KeyError as fault:
-        raise ValueError(f"{folder} lacks the tensor {fault}") from fault
+    text = values["text_encoder"]
+    with blaming(folder / "config.json"):
+        text_width = int(text["d_model"])
+    check_tensors(folder, tensors, decoder_tensors(config, text_width))
+    states = TextStates(
+        _text_encoder(tensors, text, folder), text_width=text_width, width=config.width
+    )
+    policy = DelayedLM(config, states)
+    own = from_musicgen({k.removeprefix(DECODER): v for k, v in tensors.items()}, config)
+    del own["condition.weight"]
+    if text_width != config.width:
+        for name in ("weight", "bias"):
+            own[f"text.projection.{name}"] = tensors[f"{PROJECTION}.{name}"]
     load_into(policy, own, origin=folder)
     return policy
 
 
+def decoder_tensors(config: DelayedConfig, text_width: int) -> dict[str, Tensor]:
+    """What a checkpoint of this shape holds of what learns, without numbers."""
+    with torch.device("meta"):
+        state = DelayedLM(config).state_dict()
+        projection = nn.Linear(text_width, config.width)
+    found = {f"{DECODER}{k}": v for k, v in to_musicgen(state, config).items()}
+    if text_width != config.width:
+        found |= {f"{PROJECTION}.{k}": v for k, v in projection.state_dict().items()}
+    return found
+
+
 def _text_encoder(tensors: Mapping[str, Tensor], values: Values, folder: Path) -> nn.Module:
     transformers = _transformers()
-    encoder: nn.Module = transformers.T5EncoderModel(transformers.T5Config.from_dict(dict(values)))
-    own = {k.removeprefix(TEXT): v for k, v in tensors.items() if k.startswith(TEXT)}
+    with blaming(folder / "config.json"):
+        encoder: nn.Module = transformers.T5EncoderModel(
+            transformers.T5Config.from_dict(dict(values))
+        )
+    own = {k: v for k, v in tensors.items() if k.startswith(TEXT)}
     for one, other in (TIED, TIED[::-1]):
         if one not in own and other in own:
             own[one] = own[other]
-    load_into(encoder, own, origin=f"{folder}, {TEXT.rstrip('.')}")
+    check_tensors(folder, own, {f"{TEXT}{k}": v for k, v in encoder.state_dict().items()})
+    found = {k.removeprefix(TEXT): v for k, v in own.items()}
+    load_into(encoder, found, origin=f"{folder}, {TEXT.rstrip('.')}")
     return encoder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from musicrl.algorithms import make_algorithm
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.config import dump_yaml, load_config
 from musicrl.policies.export import export, model_card
-from musicrl.policies.folder import locate
+from musicrl.policies.folder import INDEX, locate
 from musicrl.policies.musicgen import MusicGen
 from musicrl.policies.text import PADDING, pad
 from musicrl.sampler.engine import Engine
@@ -40,11 +41,12 @@ from musicrl.update_config import UpdateConfig
 
 VOCAB, STEPS, TEXT_SIZE = 32, 14, 9
 PROMPTS = [[5, 9, 3, 17, 1], [8, 1], [30, 31, 32, 33, 34, 35, 36, 1]]
-SHAPES = [(2, 24), (4, 32), (8, 24)]
-"""Codebooks, and width of the text encoder; the decoder's is 32."""
+SHAPES = [(2, 24, 32), (4, 32, 32), (8, 24, 32), (1, 24, 33)]
+"""Codebooks, width of the text encoder and of the decoder, whose heads are three of odd size where it
+is odd."""
 
 
-def _model(num_codebooks: int, text_width: int) -> Any:
+def _model(num_codebooks: int, text_width: int, width: int = 32) -> Any:
     torch.manual_seed(num_codebooks)
     text = T5Config(vocab_size=50, d_model=text_width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     codec = EncodecConfig(
@@ -60,9 +62,9 @@ def _model(num_codebooks: int, text_width: int) -> Any:
     )
     decoder = MusicgenDecoderConfig(
         vocab_size=VOCAB,
-        hidden_size=32,
+        hidden_size=width,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=3 if width % 2 else 4,
         ffn_dim=48,
         num_codebooks=num_codebooks,
         max_position_embeddings=64,
@@ -79,7 +81,9 @@ def _model(num_codebooks: int, text_width: int) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=SHAPES, ids=["K2-projected", "K4-plain", "K8-projected"])
+@pytest.fixture(
+    scope="module", params=SHAPES, ids=["K2-projected", "K4-plain", "K8-projected", "K1-odd"]
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """transformers' model, and ours from its folder."""
     folder = tmp_path_factory.mktemp("musicgen")
@@ -217,7 +221,14 @@ def _change(folder: Path, part: str | None, name: str, value: object) -> None:
         (None, "model_type", "llama", "model_type is 'llama'"),
         ("text_encoder", "model_type", "bert", "text_encoder.model_type is 'bert'"),
         ("decoder", "activation_function", "relu", "decoder.activation_function is 'relu'"),
-        ("decoder", "ffn_dim", 64, r"tensor 'layers.0.up.weight' has shape \(48, 32\)"),
+        (
+            "decoder",
+            "ffn_dim",
+            64,
+            r"layers\.0\.fc1\.weight' has shape \(48, 32\), expected \(64, ",
+        ),
+        ("text_encoder", "d_model", "x", r"config\.json: invalid literal for int\(\)"),
+        ("text_encoder", "d_model", 25, r"enc_to_dec_proj\.weight' has shape \(32, 24\)"),
     ],
 )
 def test_what_is_not_served_is_refused(
@@ -302,6 +313,82 @@ def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
         MusicGen.load(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "sentence"),
+    [
+        ("decoder.lm_heads.1.weight", torch.zeros(9, 32), r"shape \(9, 32\), expected \(32, 32\)"),
+        (
+            "decoder.model.decoder.layers.1.self_attn.q_proj.weight",
+            torch.zeros(9, 30),
+            r"has shape \(9, 30\), expected \(32, 32\)",
+        ),
+        ("text_encoder.shared.weight", torch.zeros(9, 24), r"shape \(9, 24\), expected \(50, 24\)"),
+        ("decoder.lm_heads.0.weight", torch.zeros(32, 32).int(), r"is torch\.int32, expected"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named_with_its_file(
+    folder: Path, name: str, tensor: Tensor, sentence: str
+) -> None:
+    """By the checkpoint's own name; whole or in shards."""
+    for path in (folder / "model.safetensors", _shard_of(folder, name)):
+        save_file(load_file(path) | {name: tensor}, path)
+        with pytest.raises(ValueError, match=sentence) as caught:
+            MusicGen.load(str(folder))
+        assert str(caught.value).startswith(f"{path}: tensor {name!r} ")
+        if path.name == "model.safetensors":
+            _in_shards(folder)
+
+
+def _shard_of(folder: Path, name: str) -> Path:
+    """The file that will hold a tensor once the checkpoint is in shards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(folder, Path(scratch) / "copy")
+        _in_shards(Path(scratch) / "copy")
+        index = json.loads((Path(scratch) / "copy" / INDEX).read_text())
+    return folder / str(index["weight_map"][name])
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}']
+)
+def test_an_index_that_is_none_is_named(folder: Path, text: str) -> None:
+    (folder / INDEX).write_text(text)
+    with pytest.raises(ValueError, match=rf"{folder / INDEX} "):
+        MusicGen.load(str(folder))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe\x00", b'{"model_type": "gpt2"}'])
+def test_a_configuration_that_is_none_is_named(folder: Path, content: bytes) -> None:
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{folder / 'config.json'}"):
+        MusicGen.load(str(folder))
+
+
+def test_without_a_tokenizer_no_text_is_read(folder: Path) -> None:
+    """transformers would make one that knows no word."""
+    with pytest.raises(FileNotFoundError, match=f"{folder} has no tokenizer"):
+        MusicGen.load(str(folder)).conditioner(["slow piano"])
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{folder} holds no tokenizer that can be read"):
+        MusicGen.load(str(folder)).conditioner(["slow piano"])
+
+
+def test_a_pickle_is_not_read(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        FileNotFoundError, match=r"model\.safetensors: pytorch_model\.bin is a pickle"
+    ):
+        MusicGen.load(str(folder))
+
+
+def test_a_download_that_is_asked_for_keeps_to_offline_mode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"hub:nobody/nothing is not in .*HF_HUB_OFFLINE is set"):
+        locate("hub:nobody/nothing", downloads=True)
+
+
 def test_a_model_of_the_hub_is_not_fetched_unasked() -> None:
     with pytest.raises(ValueError, match="hub:nobody/nothing is not in the local cache"):
         locate("hub:nobody/nothing")
@@ -321,7 +408,9 @@ def _ours(policy: Any, guidance: float) -> Any:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_is_exported_plays_in_transformers(tmp_path: Path, shape: tuple[int, int]) -> None:
+def test_what_is_exported_plays_in_transformers(
+    tmp_path: Path, shape: tuple[int, int, int]
+) -> None:
     base = tmp_path / "base"
     _model(*shape).save_pretrained(base)
     loaded = MusicGen.load(str(base), num_steps=STEPS, text_size=TEXT_SIZE)
