@@ -155,6 +155,12 @@ def test_adapters_learn_resume_and_leave_a_policy_as_any_other(world: Path, tmp_
     learned = load_world(world, _checkpoint(whole, file)).policy.state_dict()
     moved = {name for name, tensor in begun.items() if not torch.equal(tensor, learned[name])}
     assert moved == {"layers.0.qkv.weight", "layers.0.cross_kv.weight"}
+    base, folder = f"path:{world / 'musicgen'}", tmp_path / "adapter"
+    options = ["--adapter", str(_checkpoint(whole, file).parent), "--run", str(whole.out)]
+    assert main(["export", base, *options, "--out", str(folder)]) == 0
+    assert "license: cc-by-nc-4.0\nlibrary_name: peft" in (folder / "README.md").read_text()
+    for name, tensor in load_world(world, folder).policy.state_dict().items():
+        torch.testing.assert_close(tensor, learned[name])
     with pytest.raises(ValueError, match=r"cannot resume from .*: it has another model\.lora"):
         solo(config("parts", 5, rank=3, resume=True))
     with pytest.raises(
@@ -163,7 +169,9 @@ def test_adapters_learn_resume_and_leave_a_policy_as_any_other(world: Path, tmp_
         config("refused", 1, update={"parts": ["layers"]})
 
 
-def test_a_checkpoint_carries_the_licence_and_is_exported(alone: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_carries_the_licence_and_is_exported(
+    alone: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config, file = alone[0], _checkpoint(alone[0], "policy.safetensors")
     with safe_open(file, framework="pt") as opened:
         assert json.loads(opened.metadata()["config"])["licence"] == "cc-by-nc-4.0"
@@ -176,6 +184,10 @@ def test_a_checkpoint_carries_the_licence_and_is_exported(alone: Any, tmp_path: 
     learned = load_world(config.model.weights, file).policy.state_dict()
     written = MusicGen.load(str(out)).policy.state_dict()
     begun = load_world(config.model.weights).policy.state_dict()
+    options[:2] = ["--adapter", str(file.parent)]
+    assert main(["export", f"path:{base}", *options[:4], "--out", str(tmp_path / "adapter")]) == 1
+    assert "is of a run without model.lora" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"finetuned"}
     assert all(torch.equal(written[name], tensor) for name, tensor in learned.items())
     assert not torch.equal(learned["head"], begun["head"])
 

@@ -14,6 +14,7 @@ from typing import Any
 from cluster.commands.flags import print_help, read_settings, split_words, wants_help
 from musicrl.config import load_config
 from musicrl.policies.export import export as write
+from musicrl.policies.export import export_adapter
 from musicrl.policies.folder import read_json
 from musicrl.policies.musicgen import MusicGen
 from musicrl.rewards.preference import PREFERENCE, raters_of
@@ -30,7 +31,11 @@ class ExportConfig:
     """Write a finetuned MusicGen in the Hub's form: first its base (path:DIR or hub:ID)."""
 
     policy: Path | None = None
-    """File that `MusicGen.save_policy` wrote."""
+    """What was learned: policy.safetensors of a run's checkpoint, or a folder of adapters of peft's
+    form, which are merged."""
+    adapter: Path | None = None
+    """In place of a policy: a checkpoint's folder of a run with `model.lora`, whose adapters alone are
+    written, in peft's form."""
     out: Path = Path("exported")
     """Folder to write; there must be none yet."""
     run: Path | None = None
@@ -46,15 +51,23 @@ def export(args: Sequence[str]) -> None:
         return print_help(ExportConfig(), verb="export path:DIR")
     words, flags = split_words(args)
     config = read_settings(ExportConfig, flags)
-    if len(words) != 1 or config.policy is None:
-        raise ValueError(f"export needs a base and --policy, as in: {EXAMPLE}")
+    if len(words) != 1 or (config.policy is None) == (config.adapter is None):
+        raise ValueError(f"export needs a base and --policy or --adapter, as in: {EXAMPLE}")
     summary, settings = (None, None) if config.run is None else _read_run(config.run)
     raters = None if config.run is None else _raters(config.run)
     model = MusicGen.load(words[0], downloads=config.downloads)
-    model.load_policy(config.policy)
-    folder = write(
-        model, config.out, base=words[0], summary=summary, settings=settings, raters=raters
-    )
+    told: dict[str, Any] = {
+        "base": words[0],
+        "summary": summary,
+        "settings": settings,
+        "raters": raters,
+    }
+    if config.adapter is not None:
+        folder = export_adapter(model, config.adapter, config.out, **told)
+    else:
+        assert config.policy is not None
+        model.load_policy(config.policy)
+        folder = write(model, config.out, **told)
     print(f"{folder}: licence {model.licence}")
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from musicrl.policies.folder import INDEX, WEIGHTS, read_json, read_tensors
-from musicrl.policies.huggingface import to_musicgen
-from musicrl.policies.musicgen import MusicGen
+from musicrl.policies.lora import saved
+from musicrl.policies.musicgen import MusicGen, to_checkpoint
+from musicrl.policies.peft import merge_adapter, write_adapter
 
 CARD = "README.md"
 DTYPES = ("dtype", "torch_dtype")
@@ -41,20 +43,52 @@ def export(
     summary.json (none: no run is recorded), `settings` its resolved configuration, `raters` who the
     model of the reward `preference` learned from (none: there is none). Weights are float32. Raises ValueError when the folder is there already.
     """
-    if folder.exists():
-        raise ValueError(f"{folder} is there already: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        partial = Path(scratch) / folder.name
+    card = model_card(model, base=base, summary=summary, settings=settings, raters=raters)
+    with _whole(folder) as partial:
         shutil.copytree(model.folder, partial, ignore=_left_out)
         values = _in_float32(read_json(model.folder / "config.json"))
         (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         save_file(tensors_of(model), partial / WEIGHTS, metadata={"format": "pt"})
-        (partial / CARD).write_text(
-            model_card(model, base=base, summary=summary, settings=settings, raters=raters)
-        )
-        partial.rename(folder)
+        (partial / CARD).write_text(card)
     return folder
+
+
+def export_adapter(
+    model: MusicGen,
+    checkpoint: Path,
+    folder: Path,
+    *,
+    base: str,
+    summary: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    raters: str | None = None,
+) -> Path:
+    """Write the adapters of a run's checkpoint, which are of `model`, in the form of `peft`; else as
+    `export`. Raises ValueError also when the checkpoint has none, or others than `model` has room for.
+    """
+    card = model_card(
+        model, base=base, summary=summary, settings=settings, raters=raters, library="peft"
+    )
+    adapters, config = saved(checkpoint)
+    with _whole(folder) as partial:
+        partial.mkdir()
+        place = base.removeprefix("hub:").removeprefix("path:")
+        write_adapter(adapters, config, partial, base=place)
+        merge_adapter(to_checkpoint(model.policy.state_dict(), model.policy.config), partial)
+        (partial / CARD).write_text(card)
+    return folder
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Where to make a folder that gets its name once it is finished. Raises ValueError when it is
+    there already."""
+    if folder.exists():
+        raise ValueError(f"{folder} is there already: choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        yield Path(scratch) / folder.name
+        (Path(scratch) / folder.name).rename(folder)
 
 
 def tensors_of(model: MusicGen) -> dict[str, Tensor]:
@@ -62,10 +96,7 @@ def tensors_of(model: MusicGen) -> dict[str, Tensor]:
     policy = model.policy
     own = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
     tensors = read_tensors(model.folder)
-    learned = {f"decoder.{k}": v for k, v in to_musicgen(own, policy.config).items()}
-    for name in ("weight", "bias"):
-        if f"text.projection.{name}" in own:
-            learned[f"enc_to_dec_proj.{name}"] = own[f"text.projection.{name}"]
+    learned = to_checkpoint(own, policy.config)
     return {name: learned.get(name, old).contiguous().clone() for name, old in tensors.items()}
 
 
@@ -76,9 +107,13 @@ def model_card(
     summary: Mapping[str, Any] | None,
     settings: Mapping[str, Any] | None = None,
     raters: str | None = None,
+    library: str = "transformers",
 ) -> str:
-    """Front matter and text in the Hub's form."""
-    front = {"license": model.licence, "library_name": "transformers", "tags": ["musicrl", "music"]}
+    """Front matter and text in the Hub's form; `library` reads what the card is of."""
+    front: dict[str, Any] = {"license": model.licence, "library_name": library}
+    if base.startswith("hub:"):
+        front["base_model"] = base.removeprefix("hub:")
+    front["tags"] = ["musicrl", "music"]
     told = (
         f"The decoder was finetuned from `{base}`, whose licence ({model.licence}) holds for it too; "
         "text encoder and codec are unchanged. Made with musicrl, after MusicRL (Cideron et al., "

@@ -95,9 +95,9 @@ def read_tensors(folder: Path, *, prefix: str = "") -> dict[str, Tensor]:
     """
     index = _read_index(folder)
     if index is None:
-        return _read_file(folder / WEIGHTS, prefix)
+        return read_file(folder / WEIGHTS, prefix)
     places = {tensor: shard for tensor, shard in index.items() if tensor.startswith(prefix)}
-    shards = {name: _read_file(folder / name, prefix) for name in sorted(set(places.values()))}
+    shards = {name: read_file(folder / name, prefix) for name in sorted(set(places.values()))}
     for tensor, shard in places.items():
         if tensor not in shards[shard]:
             raise ValueError(f"{folder / shard} lacks the tensor {tensor!r}")
@@ -136,7 +136,7 @@ def files_of(folder: Path) -> list[Path]:
     index = _read_index(folder)
     names = [WEIGHTS] if index is None else sorted(set(index.values()))
     for name in names:
-        _read_file(folder / name, prefix="\0")  # no tensor is called so: only the header is read
+        read_file(folder / name, prefix="\0")  # no tensor is called so: only the header is read
     return [folder / name for name in names]
 
 
@@ -151,7 +151,8 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     return found
 
 
-def _read_file(path: Path, prefix: str) -> dict[str, Tensor]:
+def read_file(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """As `read_tensors`, of one file."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}{PICKLE if _has_pickle(path) else ''}")
     try:

@@ -9,17 +9,21 @@ every sampler merges them into the base that it has; saved and exported weights 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from musicrl.checkpoint import load_tensors
+
 UP, DOWN = "up", "down"
-ORIGINAL = ".parametrizations.weight.original"
+ORIGINAL, INSIDE = ".parametrizations.weight.original", ".parametrizations.weight.0."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +133,24 @@ def published(module: nn.Module) -> tuple[dict[str, Tensor], float] | None:
             found[f"{layer}.{UP}"], found[f"{layer}.{DOWN}"] = part.up, part.down
             scale = part.scale
     return (found, scale) if found else None
+
+
+def saved(checkpoint: Path) -> tuple[dict[str, Tensor], LoraConfig]:
+    """The matrices of the adapters that a run's checkpoint holds, named as by `published`, and their
+    settings.
+
+    Raises FileNotFoundError or ValueError naming the file, also where the run had no adapters.
+    """
+    tensors, _ = load_tensors(checkpoint / "learner.safetensors", kind="learner")
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if "lora" not in state:
+        raise ValueError(f"{checkpoint} has no adapters: it is of a run without model.lora")
+    found = {
+        name.removeprefix("policy/").replace(INSIDE, "."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("policy/") and INSIDE in name
+    }
+    return found, LoraConfig(**{**state["lora"], "targets": tuple(state["lora"]["targets"])})
 
 
 @torch.no_grad()

@@ -29,6 +29,8 @@ from musicrl.policies.folder import (
     read_tensors,
 )
 from musicrl.policies.huggingface import from_musicgen, to_musicgen
+from musicrl.policies.peft import CONFIG as ADAPTER
+from musicrl.policies.peft import merge_adapter
 from musicrl.policies.pretrained import load_tokenizer
 from musicrl.policies.text import TextStates, pad
 
@@ -79,12 +81,20 @@ class MusicGen:
         save_tensors(path, tensors, kind=KIND, config=self.policy.config_dict)
 
     def load_policy(self, path: Path) -> None:
-        """Take what `save_policy` wrote of a checkpoint of this shape.
+        """Take what `save_policy` wrote of a checkpoint of this shape, or merge the adapters of a
+        folder of `peft`'s form.
 
         Raises FileNotFoundError, or ValueError naming the file and what does not fit.
         """
+        if (path / ADAPTER).is_file():
+            return self._merge(path)
         tensors, _ = load_tensors(path, kind=KIND)
         load_into(self.policy, tensors, origin=path)
+
+    def _merge(self, folder: Path) -> None:
+        own, config = self.policy.state_dict(), self.policy.config
+        merged = merge_adapter(to_checkpoint(own, config), folder)
+        load_into(self.policy, from_checkpoint(merged, config), origin=folder)
 
     def conditioner(self, texts: Sequence[str]) -> Tensor:
         """Conditions int64 [P, C] of texts, by the folder's tokeniser; longer ones are cut."""
@@ -167,24 +177,35 @@ def _policy(
         _text_encoder(tensors, text, folder), text_width=text_width, width=config.width
     )
     policy = DelayedLM(config, states)
+    load_into(policy, from_checkpoint(tensors, config), origin=folder)
+    return policy
+
+
+def from_checkpoint(tensors: Mapping[str, Tensor], config: DelayedConfig) -> dict[str, Tensor]:
+    """What learns, under the policy's names, of a whole checkpoint's tensors."""
     own = from_musicgen({k.removeprefix(DECODER): v for k, v in tensors.items()}, config)
     del own["condition.weight"]
-    if text_width != config.width:
-        for name in ("weight", "bias"):
-            own[f"text.projection.{name}"] = tensors[f"{PROJECTION}.{name}"]
-    load_into(policy, own, origin=folder)
-    return policy
+    return own | _renamed(tensors, PROJECTION, "text.projection")
+
+
+def to_checkpoint(own: Mapping[str, Tensor], config: DelayedConfig) -> dict[str, Tensor]:
+    """The inverse of `from_checkpoint`, of what learns alone."""
+    found = {f"{DECODER}{k}": v for k, v in to_musicgen(own, config).items()}
+    return found | _renamed(own, "text.projection", PROJECTION)
+
+
+def _renamed(tensors: Mapping[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    """Those of a linear layer, if it is there, under its other name."""
+    return {
+        f"{new}.{k}": tensors[f"{old}.{k}"] for k in ("weight", "bias") if f"{old}.{k}" in tensors
+    }
 
 
 def decoder_tensors(config: DelayedConfig, text_width: int) -> dict[str, Tensor]:
     """What a checkpoint of this shape holds of what learns, without numbers."""
     with torch.device("meta"):
-        state = DelayedLM(config).state_dict()
-        projection = nn.Linear(text_width, config.width)
-    found = {f"{DECODER}{k}": v for k, v in to_musicgen(state, config).items()}
-    if text_width != config.width:
-        found |= {f"{PROJECTION}.{k}": v for k, v in projection.state_dict().items()}
-    return found
+        states = TextStates(nn.Identity(), text_width=text_width, width=config.width)
+        return to_checkpoint(DelayedLM(config, states).state_dict(), config)
 
 
 def _text_encoder(tensors: Mapping[str, Tensor], values: Values, folder: Path) -> nn.Module:

@@ -498,7 +498,10 @@ def test_what_the_verb_cannot_export_leaves_no_folder(
     lacking = f"{run / 'summary.json'} lacks 'iterations': it is no summary of a run"
     misshapen = f"{file}: tensor 'head' has shape (2, 32, 32), expected (4, 32, 32)"
     wanted = {
-        ("export", str(folder)): "export needs a base and --policy, as in: musicrl export "
+        (
+            "export",
+            str(folder),
+        ): "export needs a base and --policy or --adapter, as in: musicrl export "
         "path:musicgen-small --policy learned.safetensors",
         ("export", str(folder), *options, "--run", str(run)): lacking,
         ("export", str(other), *options): misshapen,
