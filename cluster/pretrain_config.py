@@ -67,11 +67,11 @@ class PretrainConfig:
     preference_data: SimulateConfig = field(
         default_factory=lambda: SimulateConfig(
             out=Path(COMPARISONS),
-            pairs=200_000,
+            pairs=240_000,
             clips=SampledClipsConfig(
                 policies=(Path("policy-noisy.safetensors"),),
                 prompts=2000,
-                clips_per_prompt=8,
+                clips_per_prompt=12,
                 clip_seconds=2.0,
                 prompts_per_chunk=16,
             ),

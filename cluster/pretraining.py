@@ -192,7 +192,7 @@ def _comparing(config: PretrainConfig) -> Stage:
         run=lambda: _numbers(simulate(own)),
         reads=("prompts", "codec", "embedder", "policy", "policy-noisy", "quality"),
         writes=(f"{PREFERENCE}/{COMPARISONS}", f"{PREFERENCE}/{COMPARED}"),
-        minutes=8,
+        minutes=12,
     )
 
 
