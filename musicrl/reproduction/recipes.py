@@ -36,14 +36,15 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "MuLan": Recipe(preset="musicrl-mulan"),
         "Quality": Recipe(preset="musicrl-quality"),
         "R": Recipe(preset="musicrl-r"),
-        "U": Recipe(preset="musicrl-u", share=0.2),
-        "RU": Recipe(preset="musicrl-ru", start="R", share=0.1),
-        "joint": Recipe(preset="musicrl-joint", share=1.1),
+        "U": Recipe(preset="musicrl-u", share=0.4),
+        "RU": Recipe(preset="musicrl-ru", start="R", share=0.2),
+        "joint": Recipe(preset="musicrl-joint", share=1.2),
     }
 )
-"""Updates are in the paper's proportions: its listeners heard R after 10,000, U after 2,000, and RU
-after 1,000 more than R's (section 4.4). The joint model has as many as R and RU together."""
-UPDATES = 600
+"""The paper's listeners heard R after 10,000 steps, U after 2,000 and RU after 1,000 more than R's
+(section 4.4): RU has half of U's updates here too, and both have twice their part of R's, which are
+few. The joint model has as many as R and RU together."""
+UPDATES = 300
 """Of R, unless told otherwise: this project's choice, for less than 90 minutes on two cores."""
 
 
@@ -52,8 +53,8 @@ class ScaleConfig:
     """Sizes that take the place of the presets' (none: the preset's own)."""
 
     updates: int | None = None
-    """Updates of R and of the models of one of its rewards (none: 600); U has a fifth of them, RU a
-    tenth and the joint model as many as R and RU: the paper's proportions (section 4.4)."""
+    """Updates of R and of the models of one of its rewards (none: 300); U has two fifths of them,
+    RU a fifth and the joint model as many as R and RU."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Updates of a model as a share of R's, by name, in place of those proportions."""
     prompts_per_step: int | None = None

