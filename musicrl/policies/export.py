@@ -41,7 +41,8 @@ def export(
 
     `base` is the reference that the model was loaded by; `summary` is what a run left in its
     summary.json (none: no run is recorded), `settings` its resolved configuration, `raters` who the
-    model of the reward `preference` learned from (none: there is none). Weights are float32. Raises ValueError when the folder is there already.
+    model of the reward `preference` learned from (none: there is none). Weights are float32. Raises
+    ValueError when the folder is there already.
     """
     card = model_card(model, base=base, summary=summary, settings=settings, raters=raters)
     with _whole(folder) as partial:
