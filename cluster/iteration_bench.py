@@ -25,6 +25,7 @@ from rich.table import Table
 from cluster.sampler_subject import SHAPES
 from musicrl.algorithms import make_algorithm
 from musicrl.algorithms.config import AlgorithmConfig
+from musicrl.allocator import keep_freed_memory
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.run import versions
@@ -97,6 +98,7 @@ class Row:
 def bench_iteration(config: IterationBenchConfig, console: Console | None = None) -> dict[str, Any]:
     """Time every size on every backend, print a table and write the JSON file if asked; what it
     holds."""
+    keep_freed_memory()  # as a learner does
     count = config.threads or torch.get_num_threads()
     with threads(count):
         rows = [

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from musicrl.algorithms import make_algorithm
+from musicrl.allocator import keep_freed_memory
 from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.checkpoint_folder import read_state
 from musicrl.config import TrainConfig
@@ -62,6 +63,7 @@ class Learner:
     ) -> None:
         """Everything is on `device` (none: the CPU). The world's policy is the base, and is frozen;
         with adapters it is what learns, and the base is it without them."""
+        keep_freed_memory()
         torch.manual_seed(config.seed)
         self.device = device or torch.device("cpu")
         self._lora = config.model.lora
