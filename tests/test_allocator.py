@@ -14,7 +14,7 @@ from musicrl.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 sizes = 2**24, 2**24 - 2**20, 2**23
-for size in sizes * 2:  # until the heap has room for an aligned block of each
+for size in sizes * 12:  # until blocks of all sizes have found their places
     torch.ones(size)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for size in sizes:
