@@ -54,6 +54,12 @@ def _evaluate(args: Sequence[str]) -> None:
     evaluate(args)
 
 
+def _codec(args: Sequence[str]) -> None:
+    from cluster.commands.codec import codec
+
+    codec(args)
+
+
 def _reproduce(args: Sequence[str]) -> None:
     from cluster.commands.reproduce import reproduce
 
@@ -134,6 +140,7 @@ VERBS: Mapping[str, tuple[Callable[[Sequence[str]], None], str]] = MappingProxyT
         "sample": (_sample, 'make wav files: "text" ... [--out DIR] [--count N]'),
         "score": (_score, 'score audio files against a text: "text" file.wav ...'),
         "evaluate": (_evaluate, "measure policies on the held-out prompts: [policy or run ...]"),
+        "codec": (_codec, "measure what the codec keeps: [soundfont or folder of clips ...]"),
         "reproduce": (_reproduce, "train R, U and RU from the base and compare all: [file.yaml]"),
         "spread": (_spread, "put finished runs beside each other: runs/a runs/b ..."),
         "curves": (_curves, "put the training of runs beside each other: runs/a runs/b ..."),

@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from cluster.commands.flags import print_help, read_settings, split_words, wants_help
 from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.curves import CurvesConfig, run_curves
 from musicrl.evaluation.evaluate import run_evaluation
-from musicrl.evaluation.reference import RealClips
 from musicrl.evaluation.spread import SpreadConfig, run_spread
-from musicrl.pretrain.world import WorldData
-from musicrl.types import Clips
+from musicrl.pretrain.real import real_clips
 from musicrl.worlds import family_of
 
 
@@ -28,18 +24,6 @@ def evaluate(args: Sequence[str]) -> None:
     config = replace(config, policies=(*map(Path, words), *config.policies))
     real = None if config.world is None else real_clips(config.world, 2 * config.prompts)
     run_evaluation(config, real=real, family=family_of(config.weights))
-
-
-def real_clips(world: Path, count: int) -> RealClips:
-    """The first clips of a rendered world's test split, `count` or all that it has.
-
-    Raises FileNotFoundError or ValueError naming the folder when it holds no such split.
-    """
-    data = WorldData(world, "test")
-    indices = range(min(count, len(data)))
-    clips = Clips(audio=data.audio(indices).numpy(), sample_rate=data.sample_rate)
-    solo = np.array([data.attributes[i].texture == "solo" for i in indices], bool)
-    return RealClips(clips=clips, solo=solo)
 
 
 def spread(args: Sequence[str]) -> None:

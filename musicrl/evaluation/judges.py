@@ -122,6 +122,31 @@ class TagJudge:
         return float(np.mean(found)) if found else float("nan")
 
 
+class TopInstrument:
+    """1 where the instrument that the caption asks for is the one that the tagger hears, of those
+    that have a tag: the highest mean standard score; else 0, so that the mean is their share.
+
+    NaN where the caption asks for none of them, or the clip is not finite. Chance is 1 in 8.
+    """
+
+    name = "instrument-top1"
+
+    def __init__(self, scores: TagScores) -> None:
+        self._scores = scores
+
+    def __call__(self, prompts: Sequence[Prompt], clips: Clips) -> NDArray[np.float32]:
+        """float32 [B]."""
+        pairs = zip(prompts, self._scores(clips), strict=True)
+        return np.array([self._is_heard(prompt, row) for prompt, row in pairs], np.float32)
+
+    def _is_heard(self, prompt: Prompt, scores: NDArray[np.float64]) -> float:
+        asked = asked_value(prompt, "instrument")
+        if asked is None or not np.isfinite(scores).all():
+            return float("nan")
+        heard = {value: _mean(scores, set(tags)) for value, tags in TAGS_OF["instrument"].items()}
+        return float(max(heard, key=lambda value: heard[value]) == asked)
+
+
 def contrast(scores: NDArray[np.float64], name: str, value: str) -> float:
     """Mean of scores [50] over the tags of `value`, minus the mean over the attribute's others."""
     values = TAGS_OF[name]
@@ -163,10 +188,11 @@ def embedding_judge(model: JointEmbedder) -> Reward:
 
 
 def tag_judges(scores: TagScores) -> tuple[Reward, ...]:
-    """The tagger asked for all attributes, and for each."""
+    """The tagger asked for all attributes, for each, and for the instrument that it hears most."""
     return (
         TagJudge(scores, name=TAGGER, attributes=tuple(TAGS_OF)),
         *(TagJudge(scores, name=f"{TAGGER}-{name}", attributes=(name,)) for name in TAGS_OF),
+        TopInstrument(scores),
     )
 
 

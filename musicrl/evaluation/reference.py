@@ -8,7 +8,7 @@ of its tokens can undo. Where the clips come from is decided elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from musicrl.audio import resample
+from musicrl.codecs.base import Codec
 from musicrl.evaluation.clipset import ClipSet, describe, join
 from musicrl.evaluation.ears import Ears
 from musicrl.evaluation.figures import Figure
 from musicrl.evaluation.reconstruction import REAL, codec_figures
 from musicrl.playable import PlayableWorld
-from musicrl.types import Clips
+from musicrl.prompts import attribute
+from musicrl.types import Clips, Prompt
 from musicrl.world import DECODE_CLIPS
 
 RECONSTRUCTION = "reconstruction"
@@ -29,11 +31,16 @@ RECONSTRUCTION = "reconstruction"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealClips:
-    """Clips that nobody sampled, and which of them are of one voice."""
+    """Clips that nobody sampled, and what is true of each."""
 
     clips: Clips
-    solo: NDArray[np.bool_]
-    """bool [B]."""
+    prompts: tuple[Prompt, ...]
+    """A caption of each, with its attributes where they are known."""
+
+    @property
+    def solo(self) -> NDArray[np.bool_]:
+        """Which are known to be of one voice, bool [B]."""
+        return np.array([attribute(p, "texture") == "solo" for p in self.prompts], bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +90,13 @@ def fit(clips: Clips, world: PlayableWorld) -> Clips:
             f"the real clips are of {seconds:g} s, those of the policy of {world.clip_seconds:g} s"
         )
     return Clips(audio=audio[:, :size], sample_rate=world.sample_rate)
+
+
+def at_codec(real: RealClips, codec: Codec) -> RealClips:
+    """Clips at a codec's rate, cut to whole frames of it."""
+    audio = resample(real.clips.audio, real.clips.sample_rate, codec.sample_rate)
+    whole = audio.shape[1] // codec.frame_size * codec.frame_size
+    return replace(real, clips=Clips(audio=audio[:, :whole], sample_rate=codec.sample_rate))
 
 
 @torch.inference_mode()

@@ -13,12 +13,13 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from cluster.commands.evaluate import evaluate, real_clips
+from cluster.commands.evaluate import evaluate
 from musicrl.evaluation.clipset import ClipSet, distances, join, set_figures
 from musicrl.evaluation.distance import frechet
 from musicrl.evaluation.judges import load_ears
 from musicrl.evaluation.reference import RealClips, fit, measure_references, reconstruct
-from musicrl.types import Clips
+from musicrl.pretrain.real import real_clips
+from musicrl.types import Clips, Prompt
 from musicrl.world import World
 
 RATE = 16_000
@@ -136,7 +137,7 @@ def test_a_reconstruction_has_the_levels_that_the_policy_writes() -> None:
 def test_real_clips_that_do_not_serve_are_refused(tiny_world: Path, rendered: Path) -> None:
     world, ears = World.load(tiny_world), load_ears(tiny_world)
     short = Clips(audio=np.zeros((8, 1_600), np.float32), sample_rate=RATE)
-    real = RealClips(clips=short, solo=np.ones(8, bool))
+    real = RealClips(clips=short, prompts=(Prompt(id="a", text="a"),) * 8)
     with pytest.raises(ValueError, match=r"clips are of 0\.1 s, those of the policy of 0\.4 s"):
         measure_references(real, world, ears, size=4)
     with pytest.raises(ValueError, match="four real clips or more, got 3"):

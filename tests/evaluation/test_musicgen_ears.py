@@ -85,7 +85,7 @@ def test_a_calibration_gives_the_tagger_opinions(folder: Path) -> None:
 
 def test_real_clips_are_what_distances_are_to(folder: Path, clips: Clips) -> None:
     world = load_world(folder)
-    real = RealClips(clips=clips, solo=np.zeros(4, bool))
+    real = RealClips(clips=clips, prompts=(Prompt(id="a", text="a"), Prompt(id="b", text="b")) * 2)
     found = measure_references(real, world, musicgen_ears(folder), size=2)
     assert found.first.num_clips == 2
     assert list(found.codec) == ["2 levels"]  # the policy writes all that the codec knows
