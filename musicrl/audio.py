@@ -60,15 +60,18 @@ def _mono(source: Path | io.BytesIO, name: str) -> tuple[NDArray[np.float32], in
 
 
 def write_wav(path: Path, audio: NDArray[np.float32], sample_rate: int) -> None:
-    """Write mono audio [N] in [-1, 1] as 16-bit PCM, whole or not at all; louder is clipped.
+    """Write audio [N] or [channels, N] in [-1, 1] as 16-bit PCM, whole or not at all; louder is
+    clipped.
 
-    Raises ValueError naming the file when the audio is not one finite channel.
+    Raises ValueError naming the file when the audio is not one or two finite channels.
     """
-    if audio.ndim != 1 or not np.isfinite(audio).all():
-        raise ValueError(f"{path}: audio must be one finite channel, got shape {audio.shape}")
+    channels = np.atleast_2d(audio)
+    if channels.ndim != 2 or len(channels) > 2 or not np.isfinite(channels).all():
+        raise ValueError(f"{path}: audio must be one or two finite channels, got {audio.shape}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    soundfile.write(partial, np.clip(audio, -1, 1), sample_rate, subtype="PCM_16", format="WAV")
+    samples = np.clip(channels, -1, 1).T
+    soundfile.write(partial, samples, sample_rate, subtype="PCM_16", format="WAV")
     partial.replace(path)
 
 

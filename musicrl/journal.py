@@ -25,7 +25,7 @@ from musicrl.guards import Watch
 from musicrl.learner import StepReport
 from musicrl.metrics import Display, Metrics, Sink
 from musicrl.run import Best, Run, versions
-from musicrl.types import Clips, Prompt
+from musicrl.types import Clips, Prompt, clips_of
 
 PHASES = ("sample", "decode", "score", "learn", "publish", "wait")
 SHOWN = {
@@ -186,7 +186,7 @@ class Journal:
     def heard(self, name: str, step: int, prompts: Sequence[Prompt], clips: Clips) -> None:
         """The audio of fixed prompts: wavs under audio/<name>, and TensorBoard."""
         self.metrics.clips(step, prompts, clips)
-        for index, (prompt, audio) in enumerate(zip(prompts, clips.audio, strict=True)):
+        for index, (prompt, audio) in enumerate(zip(prompts, clips.channels, strict=True)):
             path = self.audio / name / f"{index:02d}_{slug(prompt.text)}.wav"
             write_wav(path, audio, clips.sample_rate)
 
@@ -248,8 +248,8 @@ def add_up(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 def first_clips(parts: Sequence[Clips], prompts: Sequence[Prompt]) -> Clips:
     """The clips of the first prompts, from the parts of an evaluation in their order."""
-    audio = np.concatenate([part.audio for part in parts])
-    return Clips(audio=audio[: len(prompts)], sample_rate=parts[0].sample_rate)
+    channels = np.concatenate([part.channels for part in parts])[: len(prompts)]
+    return clips_of(channels, parts[0].sample_rate)
 
 
 def slug(text: str) -> str:

@@ -104,20 +104,39 @@ class FrameLayout:
 class DelayedLayout:
     """Codebook k written k steps late (MusicGen's delay pattern, Copet et al. 2023, figure 1).
 
+    With two channels, streams 2k and 2k + 1 are codebook k of left and of right, both k steps late
+    (the order of MusicGen's stereo checkpoints).
+
         step        0   1   2   3   4        X: the special token, number `vocab`; never drawn
         codebook 0  t0  t1  t2  X   X
         codebook 1  X   t0  t1  t2  X
         codebook 2  X   X   t0  t1  t2
 
-    T frames of K codebooks take S = T + K - 1 steps.
+    T frames of K streams in C channels take S = T + K / C - 1 steps.
     """
 
     vocab: int
     num_codebooks: int
+    """Of all channels together: the streams K."""
+    channels: int = 1
 
     @property
     def stream_names(self) -> tuple[str, ...]:
-        return tuple(f"codebook{k}" for k in range(self.num_streams))
+        if self.channels == 1:
+            return tuple(f"codebook{k}" for k in range(self.num_streams))
+        return tuple(
+            f"codebook{delay}.{'left' if k % 2 == 0 else 'right'}"
+            for k, delay in enumerate(self.delays)
+        )
+
+    @property
+    def delays(self) -> tuple[int, ...]:
+        """Steps that each stream comes late by."""
+        return tuple(k // self.channels for k in range(self.num_codebooks))
+
+    def steps_of(self, frames: int) -> int:
+        """Steps of a grid of so many frames."""
+        return frames + self.delays[-1]
 
     @property
     def vocab_sizes(self) -> tuple[int, ...]:
@@ -142,21 +161,22 @@ class DelayedLayout:
         B, K, T = codes.shape
         if self.num_codebooks != K:
             raise ValueError(f"codes of {K} codebooks do not fit a layout of {self.num_codebooks}")
-        grid = np.full((B, T + K - 1, K), self.special, dtype=np.int16)
-        for k in range(K):
-            grid[:, k : k + T, k] = codes[:, k]
+        grid = np.full((B, self.steps_of(T), K), self.special, dtype=np.int16)
+        for k, late in enumerate(self.delays):
+            grid[:, late : late + T, k] = codes[:, k]
         return grid
 
     def to_codes(self, tokens: NDArray[np.int16]) -> NDArray[np.int16]:
         """Grid [B, S, K] to the codes [B, K, T] of the frames that all codebooks have."""
-        _, S, K = tokens.shape
-        T = S - K + 1
-        return np.stack([tokens[:, k : k + T, k] for k in range(K)], axis=1)
+        _, S, _ = tokens.shape
+        T = S - self.delays[-1]
+        late = enumerate(self.delays)
+        return np.stack([tokens[:, delay : delay + T, k] for k, delay in late], axis=1)
 
     def cut(self, tokens: NDArray[np.int16], start: int, size: int) -> NDArray[np.int16]:
         """The frames from number `start` on that a grid of `size` steps holds, as such a grid, of
         grids [B, S, K]. Raises ValueError where it would hold no frame."""
-        frames = size - self.num_codebooks + 1
+        frames = size - self.delays[-1]
         if frames < 1:
             raise ValueError(f"{size} steps of {self.num_codebooks} codebooks hold no frame")
         return self.interleave(self.to_codes(tokens)[:, :, start : start + frames])

@@ -88,14 +88,19 @@ class Need:
         return sum(self.parts.values())
 
 
-KNOWN: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+KNOWN: Mapping[str, tuple[int, int, int, int]] = MappingProxyType(
     {
-        "hub:facebook/musicgen-small": (24, 1024, 16),
-        "hub:facebook/musicgen-medium": (48, 1536, 24),
-        "hub:facebook/musicgen-large": (48, 2048, 32),
+        f"hub:facebook/musicgen-{name}{size}": (*shape, channels)
+        for name, channels in (("", 1), ("stereo-", 2))
+        for size, shape in (
+            ("small", (24, 1024, 16)),
+            ("medium", (48, 1536, 24)),
+            ("large", (48, 2048, 32)),
+        )
     }
 )
-"""Layers, width and heads of checkpoints whose weights need not be here (Copet et al. 2023)."""
+"""Layers, width, heads and channels of checkpoints whose weights need not be here (Copet et al.
+2023)."""
 T5_BASE, ENCODEC_32K = 109_628_544, 58_852_547
 """Parameters of their text encoder and of their codec."""
 T5_BASE_WIDTH, T5_VOCAB = 768, 32_128
@@ -240,8 +245,10 @@ def size_of_musicgen(folder: Path) -> Size:
     """Of the checkpoint that a world names. Raises FileNotFoundError or ValueError naming it."""
     world = read_world(folder)
     if world.model in KNOWN:
-        layers, width, heads = KNOWN[world.model]
+        layers, width, heads, channels = KNOWN[world.model]
         config = DelayedConfig(
+            num_codebooks=4 * channels,
+            channels=channels,
             num_steps=round(RATE * world.clip_seconds) + 3,
             condition_levels=world.text_size,
             condition_vocab=T5_VOCAB,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from musicrl.checkpoint import save_tensors
-from musicrl.codecs.huggingface import HuggingFaceCodec
+from musicrl.codecs.base import ChannelCodec
+from musicrl.codecs.stereo import musicgen_codec
 from musicrl.embedders.base import JointEmbedder
 from musicrl.embedders.clap import Clap
-from musicrl.layout import Layout
+from musicrl.layout import DelayedLayout
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.policies.folder import blaming, licence, locate, read_json
@@ -62,7 +63,7 @@ class MusicGenWorld:
     """The models of one checkpoint and its listener."""
 
     model: MusicGen
-    codec: HuggingFaceCodec
+    codec: ChannelCodec
     embedder: JointEmbedder
     folder: Path
     """Where rewards find files of their own."""
@@ -76,13 +77,13 @@ class MusicGenWorld:
         path, config = folder / WORLD_FILE, read_world(folder)
         place, heard = (_find(name, folder, config) for name in (config.model, config.embedder))
         _check_family(place)
-        codec = HuggingFaceCodec.from_musicgen(place)
+        codec = musicgen_codec(place)
         frames = round(config.clip_seconds * codec.frame_rate)
         if frames < 1:
             raise ValueError(f"{path}: clip_seconds {config.clip_seconds:g} is less than a frame")
         model = MusicGen.load(
             str(place),
-            num_steps=frames + codec.num_codebooks - 1,
+            num_steps=frames + codec.num_codebooks // codec.channels - 1,
             text_size=config.text_size,
         )
         if policy is not None:
@@ -110,7 +111,7 @@ class MusicGenWorld:
         return self.model.policy
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> DelayedLayout:
         return self.policy.layout
 
     @property
@@ -131,14 +132,14 @@ class MusicGenWorld:
     @property
     def clip_seconds(self) -> float:
         """Length of a whole clip."""
-        return (self.policy.num_steps - self.layout.num_streams + 1) / self.codec.frame_rate
+        return (self.policy.num_steps - self.layout.steps_of(0)) / self.codec.frame_rate
 
     def steps_of(self, seconds: float | None) -> int:
         """Steps of a clip of `seconds` (none: of a whole clip): its frames, and one for each
         codebook that comes late. Raises ValueError when the policy plays no such clip."""
         if seconds is None:
             return self.policy.num_steps
-        late, rate = self.layout.num_streams - 1, self.codec.frame_rate
+        late, rate = self.layout.steps_of(0), self.codec.frame_rate
         frames = round(seconds * rate) if math.isfinite(seconds) else 0
         longest = self.policy.num_steps - late
         if abs(frames / rate - seconds) > 1e-6 or not 1 <= frames <= longest:
@@ -153,10 +154,15 @@ class MusicGenWorld:
         return self.model.conditioner(texts)
 
     def decode(self, tokens: NDArray[np.int16]) -> NDArray[np.float32]:
-        """Token grids [B, S, K] to audio float32 [B, N]."""
+        """Token grids [B, S, K] to the mean float32 [B, N] of their channels."""
+        mono: NDArray[np.float32] = self.decode_channels(tokens).mean(1)
+        return mono
+
+    def decode_channels(self, tokens: NDArray[np.int16]) -> NDArray[np.float32]:
+        """Token grids [B, S, K] to audio float32 [B, channels, N]."""
         codes = torch.from_numpy(self.layout.to_codes(tokens).astype(np.int64))
         parts = codes.to(self.codec.device).split(DECODE_CLIPS)
-        return torch.cat([self.codec.decode(part) for part in parts]).cpu().numpy()
+        return torch.cat([self.codec.decode_channels(part) for part in parts]).cpu().numpy()
 
     def move_players(self, device: torch.device) -> None:
         """Bring decoder and codec to `device`; the embedder stays where it is."""
@@ -189,8 +195,8 @@ def read_model_config(folder: Path) -> tuple[Path, DelayedConfig, int]:
         audio, text = values["audio_encoder"], values["text_encoder"]
         hop = math.prod(audio["upsampling_ratios"])
         frames = round(world.clip_seconds * math.ceil(audio["sampling_rate"] / hop))
-        steps = frames + values["decoder"]["num_codebooks"] - 1
-        config = read_config(values, num_steps=steps, text_size=world.text_size)
+        config = read_config(values, num_steps=frames, text_size=world.text_size)
+        config = replace(config, num_steps=config.layout.steps_of(frames))
         return place, config, text["d_model"]
 
 

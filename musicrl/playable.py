@@ -56,8 +56,12 @@ class PlayableWorld(RewardWorld, Protocol):
         ...
 
     def decode(self, tokens: NDArray[np.int16]) -> NDArray[np.float32]:
-        """Token grids [B, S, K] to audio float32 [B, N]; each clip independent of its batch, up to
-        rounding."""
+        """Token grids [B, S, K] to audio float32 [B, N], of all channels their mean; each clip
+        independent of its batch, up to rounding."""
+        ...
+
+    def decode_channels(self, tokens: NDArray[np.int16]) -> NDArray[np.float32]:
+        """As `decode`, to audio float32 [B, channels, N]."""
         ...
 
     def move_players(self, device: torch.device) -> None:

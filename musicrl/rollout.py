@@ -22,7 +22,7 @@ from musicrl.policies.flat import apply
 from musicrl.sampler.engine import Engine
 from musicrl.sampler.randomness import sample_seed
 from musicrl.sampler.sampling import SamplingConfig
-from musicrl.types import Clips, Prompt, Rollouts, Weights
+from musicrl.types import Clips, Prompt, Rollouts, Weights, clips_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ class RolloutWorker:
                 num_steps=self.world.steps_of(clip_seconds),
             )
             sampled = time.perf_counter()
-            audio = np.asarray(self.world.decode(samples.tokens), dtype=np.float32)
+            channels = np.asarray(self.world.decode_channels(samples.tokens), dtype=np.float32)
         self.seconds = {"sample": sampled - started, "decode": time.perf_counter() - sampled}
         group = np.arange(first_prompt_index, first_prompt_index + len(prompts), dtype=np.int32)
         rollouts = Rollouts(
@@ -130,7 +130,7 @@ class RolloutWorker:
             seeds=seeds,
             version=np.full(len(seeds), version, dtype=np.int64),
         )
-        clips = Clips(audio=audio, sample_rate=self.world.sample_rate, tokens=samples.tokens)
+        clips = clips_of(channels, self.world.sample_rate, samples.tokens)
         return rollouts, clips
 
     def generate_heldout(

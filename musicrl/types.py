@@ -19,6 +19,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+HALF = np.float32(0.5)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
@@ -63,11 +65,35 @@ class Clips:
     """Audio of B clips at one sample rate, and the tokens that it was decoded from."""
 
     audio: NDArray[np.float32]
-    """float32 [B, N], in [-1, 1]."""
+    """float32 [B, N], in [-1, 1]: what is scored, of stereo clips the mean of both channels."""
     sample_rate: int
     """Hz."""
     tokens: NDArray[np.int16] | None = None
     """int16 [B, S, K]; none where the clips come from audio files."""
+    side: NDArray[np.float32] | None = None
+    """float32 [B, N]: half of what left has more than right; none where clips are mono."""
+
+    @property
+    def channels(self) -> NDArray[np.float32]:
+        """float32 [B, channels, N]: what is heard."""
+        if self.side is None:
+            return self.audio[:, None]
+        return np.stack([self.audio + self.side, self.audio - self.side], axis=1)
+
+
+def clips_of(
+    channels: NDArray[np.float32], sample_rate: int, tokens: NDArray[np.int16] | None = None
+) -> Clips:
+    """Clips of audio float32 [B, channels, N], one channel or two."""
+    if channels.shape[1] == 1:
+        return Clips(audio=channels[:, 0], sample_rate=sample_rate, tokens=tokens)
+    left, right = channels[:, 0], channels[:, 1]
+    return Clips(
+        audio=HALF * (left + right),
+        side=HALF * (left - right),
+        sample_rate=sample_rate,
+        tokens=tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

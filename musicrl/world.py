@@ -150,6 +150,10 @@ class World:
         parts = np.split(tokens, range(DECODE_CLIPS, len(tokens), DECODE_CLIPS))
         return torch.cat([self.codec.decode(self.codes_of(part)) for part in parts]).cpu().numpy()
 
+    def decode_channels(self, tokens: NDArray[np.int16]) -> NDArray[np.float32]:
+        """As `decode`, to audio float32 [B, 1, N]."""
+        return self.decode(tokens)[:, None]
+
     def codes_of(self, tokens: NDArray[np.int16]) -> Tensor:
         """Token grids [B, S, K] to codes int64 [B, Q', T], where the codec lies: with a fine stage,
         of all levels."""

@@ -38,7 +38,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def musicgen(folder: Path) -> None:
+def musicgen(folder: Path, *, channels: int = 1) -> None:
+    """Two codebooks in each channel."""
     torch.manual_seed(0)
     text = T5Config(vocab_size=12, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     codec = EncodecConfig(
@@ -58,7 +59,8 @@ def musicgen(folder: Path) -> None:
         num_hidden_layers=1,
         num_attention_heads=4,
         ffn_dim=48,
-        num_codebooks=2,
+        num_codebooks=2 * channels,
+        audio_channels=channels,
         pad_token_id=VOCAB,
         bos_token_id=VOCAB,
     )
@@ -130,9 +132,9 @@ def sounds_of(codec: HuggingFaceCodec) -> Tensor:
     return codec.decode(torch.randint(VOCAB, (32, 2, round(WINDOW * codec.frame_rate))))
 
 
-def write_world(folder: Path) -> None:
+def write_world(folder: Path, *, channels: int = 1) -> None:
     """A MusicGen world: 4 prompts to train on, 16 held out; `judge` is a CLAP that nothing names."""
-    musicgen(folder / "musicgen")
+    musicgen(folder / "musicgen", channels=channels)
     sounds = sounds_of(HuggingFaceCodec.from_musicgen(folder / "musicgen"))
     clap(folder / "clap", sounds)
     clap(folder / "judge", sounds, seed=5)

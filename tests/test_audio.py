@@ -37,8 +37,8 @@ def test_too_loud_is_clipped_not_wrapped(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_wav(tmp_path / "a.wav"), [1.0, -1.0, 0.0], atol=1e-4)
 
 
-def test_writing_refuses_what_is_not_one_finite_channel(tmp_path: Path) -> None:
-    for audio in (np.zeros((2, 4), np.float32), np.array([0.0, np.nan], np.float32)):
+def test_writing_refuses_what_is_not_one_or_two_finite_channels(tmp_path: Path) -> None:
+    for audio in (np.zeros((3, 4), np.float32), np.array([0.0, np.nan], np.float32)):
         with pytest.raises(ValueError, match=r"bad\.wav"):
             write_wav(tmp_path / "bad.wav", audio, 8_000)
     assert not list(tmp_path.iterdir())

@@ -67,6 +67,22 @@ def test_codebooks_are_late_by_their_number() -> None:
         layout.interleave(codes[:, :2])
 
 
+def test_left_and_right_of_a_codebook_come_late_together() -> None:
+    layout = DelayedLayout(vocab=10, num_codebooks=4, channels=2)
+    codes = np.arange(8).reshape(1, 4, 2)
+    grid = layout.interleave(codes)
+    assert grid[0].T.tolist() == [[0, 1, 10], [2, 3, 10], [10, 4, 5], [10, 6, 7]]
+    assert np.array_equal(layout.to_codes(grid), codes)
+    assert layout.steps_of(2) == 3
+    assert layout.stream_names == (
+        "codebook0.left",
+        "codebook0.right",
+        "codebook1.left",
+        "codebook1.right",
+    )
+    assert layout.cut(grid, 1, 2)[0].T.tolist() == [[1, 10], [3, 10], [10, 5], [10, 7]]
+
+
 def test_a_part_of_a_late_grid_is_a_whole_grid() -> None:
     """Frames 1 and 2 of three, with the special tokens where a clip of two frames has them."""
     layout = DelayedLayout(vocab=10, num_codebooks=2)

@@ -196,3 +196,16 @@ def test_the_shipped_world_is_sized_from_its_file() -> None:
     size = size_of(load_config("tiny"))
     assert 3e6 < size.policy < 6e6
     assert size.frozen == 0
+
+
+def test_a_stereo_checkpoint_is_sized_with_twice_the_codebooks(tmp_path: Path) -> None:
+    """Of text and clip as the mono one's; twice the heads and token embeddings are more numbers."""
+    sizes = []
+    for name in ("musicgen-small", "musicgen-stereo-small"):
+        (tmp_path / "world.yaml").write_text(
+            f"family: musicgen\nmodel: hub:facebook/{name}\nembedder: path:clap\n"
+        )
+        sizes.append(size_of(musicgen(model={"weights": str(tmp_path)})))
+    mono, stereo = sizes
+    assert stereo.policy - mono.policy == 4 * 1024 * (2048 + 2049)
+    assert (stereo.cells, stereo.cached) == (2 * mono.cells, mono.cached)

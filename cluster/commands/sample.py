@@ -68,6 +68,6 @@ def sample_text(
     )
     stem = f"{index:02d}_{slug(text)}"
     paths = tuple(config.out / f"{stem}_{sample}.wav" for sample in range(config.count))
-    for path, audio in zip(paths, clips.audio, strict=True):
+    for path, audio in zip(paths, clips.channels, strict=True):
         write_wav(path, audio, clips.sample_rate)
     return paths

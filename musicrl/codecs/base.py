@@ -46,5 +46,17 @@ class Codec(Protocol):
         ...
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes int64 [B, Q', T] of the first Q' <= Q levels to audio float32 [B, N]."""
+        """Codes int64 [B, Q', T] of the first Q' <= Q levels to audio float32 [B, N], of all
+        channels their mean."""
+        ...
+
+
+class ChannelCodec(Codec, Protocol):
+    """A codec that may play several channels."""
+
+    @property
+    def channels(self) -> int: ...
+
+    def decode_channels(self, codes: Tensor) -> Tensor:
+        """As `decode`, to audio float32 [B, channels, N]."""
         ...

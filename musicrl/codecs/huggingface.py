@@ -132,6 +132,14 @@ class HuggingFaceCodec:
             audio = self.model.decode(audio_codes=codes).audio_values
         return audio[:, :size].clamp(-1, 1)
 
+    @property
+    def channels(self) -> int:
+        return 1
+
+    def decode_channels(self, codes: Tensor) -> Tensor:
+        """As `decode`, to audio float32 [B, 1, N]."""
+        return self.decode(codes)[:, None]
+
     def _at_full_rate(self) -> dict[str, float]:
         return {"bandwidth": max(self.model.config.target_bandwidths)} if self._is_encodec else {}
 

@@ -168,17 +168,17 @@ def write_column(out: Path, number: int, column: Column) -> list[Cell]:
     """The clips of a column as files."""
     return [
         write_clip(out, f"audio/{number:02d}/{index:02d}.mp3", audio, column.clips.sample_rate)
-        for index, audio in enumerate(column.clips.audio)
+        for index, audio in enumerate(column.clips.channels)
     ]
 
 
 def write_clip(out: Path, file: str, audio: NDArray[np.float32], sample_rate: int) -> Cell:
-    """One clip at the common loudness, whole or not at all."""
+    """One clip [N] or [channels, N] at the common loudness, whole or not at all."""
     path = out / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    level, gain = float(loudness(audio)), gain_of(audio)
+    level, gain = float(loudness(audio.ravel())), gain_of(audio)
     partial = path.with_name(f".{path.name}.partial")
-    scaled = audio * np.float32(10 ** (gain / 20))
+    scaled = np.atleast_2d(audio).T * np.float32(10 ** (gain / 20))
     soundfile.write(partial, scaled, sample_rate, format="MP3", subtype="MPEG_LAYER_III")
     partial.replace(path)
     return Cell(
@@ -190,8 +190,8 @@ def write_clip(out: Path, file: str, audio: NDArray[np.float32], sample_rate: in
 
 
 def gain_of(audio: NDArray[np.float32]) -> float:
-    """Gain, dB, that brings audio [N] to `LOUDNESS_DB`, or as far as its peak allows; 0 for silence."""
-    level = float(loudness(audio))
+    """Gain, dB, that brings audio of any shape to `LOUDNESS_DB`, or as far as its peak allows; 0 for silence."""
+    level = float(loudness(audio.ravel()))
     if not math.isfinite(level):
         return 0.0
     peak = 20 * math.log10(float(np.abs(audio).max()))

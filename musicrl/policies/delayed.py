@@ -41,6 +41,8 @@ class DelayedLM(nn.Module):
     places: Tensor
     streams: Tensor
     """Numbers of the codebooks."""
+    delays: Tensor
+    """Steps that each comes late by."""
     num_prefix = 0
 
     def __init__(self, config: DelayedConfig, text: TextStates | None = None) -> None:
@@ -65,6 +67,7 @@ class DelayedLM(nn.Module):
         places = rotations(config.num_steps, config.head_dim) if is_rotary else waves(config)
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("streams", torch.arange(K), persistent=False)
+        self.register_buffer("delays", torch.tensor(self.layout.delays), persistent=False)
 
     @property
     def _layers(self) -> tuple[Layer, ...]:
@@ -185,10 +188,11 @@ class DelayedLM(nn.Module):
 
     def is_empty(self, steps: Tensor, ends: Tensor) -> Tensor:
         """Bool [N, K]: cells at `steps` of grids that have `ends` steps which hold no frame."""
-        if self.config.num_codebooks == 1:
-            return steps.new_zeros(len(steps), 1, dtype=torch.bool)
-        left = (ends - steps)[:, None] - self.config.num_codebooks
-        return (steps[:, None] < self.streams) | (left < -self.streams)
+        latest = self.layout.delays[-1]
+        if latest == 0:
+            return steps.new_zeros(len(steps), self.config.num_codebooks, dtype=torch.bool)
+        left = (ends - steps)[:, None] - 1 - latest
+        return (steps[:, None] < self.delays) | (left < -self.delays)
 
     def new_cache(
         self, ops: Ops, *, num_rows: int, num_slots: int, num_blocks: int, block_size: int

@@ -21,8 +21,11 @@ class DelayedConfig:
     vocab: int = 2048
     """Codes of a codebook, without the special token."""
     num_codebooks: int = 4
+    """Of all channels together."""
+    channels: int = 1
+    """1: mono; 2: stereo, whose left and right codebooks alternate."""
     num_steps: int = 503
-    """Steps of the longest clip: frames + num_codebooks - 1."""
+    """Steps of the longest clip: frames + num_codebooks / channels - 1."""
     condition_levels: int = 8
     """Conditioning tokens of a clip, C."""
     condition_vocab: int = 256
@@ -45,6 +48,11 @@ class DelayedConfig:
                 raise ValueError(f"{field.name} must be a whole number above 0, got {value!r}")
             if get_args(kind) and value not in get_args(kind):
                 raise ValueError(f"{field.name} must be one of {get_args(kind)}, got {value!r}")
+        if self.channels > 2 or self.num_codebooks % self.channels:
+            raise ValueError(
+                f"num_codebooks {self.num_codebooks} does not split into {self.channels} channels "
+                "(1 or 2)"
+            )
         is_rotary = self.positions == "rotary"
         if self.width % self.num_heads or (is_rotary and self.head_dim % 2):
             kind = "even" if is_rotary else "equal"
@@ -67,7 +75,9 @@ class DelayedConfig:
 
     @property
     def layout(self) -> DelayedLayout:
-        return DelayedLayout(vocab=self.vocab, num_codebooks=self.num_codebooks)
+        return DelayedLayout(
+            vocab=self.vocab, num_codebooks=self.num_codebooks, channels=self.channels
+        )
 
     @property
     def head_dim(self) -> int:

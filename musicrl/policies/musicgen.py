@@ -114,8 +114,6 @@ def read_config(values: Values, *, num_steps: int, text_size: int) -> DelayedCon
     """
     check_family(values)
     text, decoder = (_part(values, name) for name in ("text_encoder", "decoder"))
-    if decoder.get("audio_channels", 1) != 1:
-        raise ValueError("a stereo MusicGen is not served, only mono ones (audio_channels 1)")
     if text.get("model_type") != "t5":
         raise ValueError(f"text_encoder.model_type is {text.get('model_type')!r}, not 't5'")
     _check_decoder(decoder)
@@ -125,6 +123,7 @@ def read_config(values: Values, *, num_steps: int, text_size: int) -> DelayedCon
     return DelayedConfig(
         vocab=decoder["vocab_size"],
         num_codebooks=decoder["num_codebooks"],
+        channels=decoder.get("audio_channels", 1),
         num_steps=num_steps,
         condition_levels=text_size,
         condition_vocab=text["vocab_size"],

@@ -99,7 +99,7 @@ def _write_pool(config: PoolConfig) -> int:
         raise ValueError(f"{config.out} already holds a pool: choose another folder with --out")
     with DatasetWriter(config.out / TABLE, POOL) as writer:
         for chunk in sample_clips(config.clips):
-            for clip, audio in zip(chunk.clips, chunk.audio.audio, strict=True):
+            for clip, audio in zip(chunk.clips, chunk.audio.channels, strict=True):
                 write_wav(config.out / clip.wav, audio, chunk.audio.sample_rate)
             writer.write(pool_batch(chunk.clips))
     return writer.num_rows

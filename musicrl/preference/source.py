@@ -154,7 +154,7 @@ class SamplerSource:
             clip_seconds=self._clip_seconds,
         )
         clips = playable_clips(rollouts, audio, player.policy)
-        for clip, sound in zip(clips, audio.audio, strict=True):
+        for clip, sound in zip(clips, audio.channels, strict=True):
             write_wav(self.folder / clip.wav, sound, audio.sample_rate)
         self._store.add_clips(clips)
         return _shuffled((clips[0], clips[1]))

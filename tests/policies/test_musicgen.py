@@ -41,17 +41,25 @@ from musicrl.update_config import UpdateConfig
 
 VOCAB, STEPS, TEXT_SIZE = 32, 14, 9
 PROMPTS = [[5, 9, 3, 17, 1], [8, 1], [30, 31, 32, 33, 34, 35, 36, 1]]
-SHAPES = [(2, 24, 32), (4, 32, 32), (8, 24, 32), (1, 24, 33)]
-"""Codebooks, width of the text encoder and of the decoder, whose heads are three of odd size where it
-is odd."""
+SHAPES = {
+    "K2-projected": (2, 24, 32),
+    "K4-plain": (4, 32, 32),
+    "K8-projected": (8, 24, 32),
+    "K1-odd": (1, 24, 33),
+    "K2-stereo": (2, 24, 32, 2),
+    "K4-stereo": (4, 32, 32, 2),
+    "K8-stereo": (8, 24, 32, 2),
+}
+"""Codebooks of all channels, width of the text encoder and of the decoder, whose heads are three of
+odd size where it is odd, and channels."""
 
 
-def _model(num_codebooks: int, text_width: int, width: int = 32) -> Any:
+def _model(num_codebooks: int, text_width: int, width: int = 32, channels: int = 1) -> Any:
     torch.manual_seed(num_codebooks)
     text = T5Config(vocab_size=50, d_model=text_width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     codec = EncodecConfig(
         sampling_rate=800,
-        target_bandwidths=[float(num_codebooks)],
+        target_bandwidths=[num_codebooks / channels],
         upsampling_ratios=[4, 2],
         num_filters=2,
         hidden_size=8,
@@ -67,6 +75,7 @@ def _model(num_codebooks: int, text_width: int, width: int = 32) -> Any:
         num_attention_heads=3 if width % 2 else 4,
         ffn_dim=48,
         num_codebooks=num_codebooks,
+        audio_channels=channels,
         max_position_embeddings=64,
         initializer_factor=0.2,
         pad_token_id=VOCAB,
@@ -81,9 +90,7 @@ def _model(num_codebooks: int, text_width: int, width: int = 32) -> Any:
     return model
 
 
-@pytest.fixture(
-    scope="module", params=SHAPES, ids=["K2-projected", "K4-plain", "K8-projected", "K1-odd"]
-)
+@pytest.fixture(scope="module", params=SHAPES.values(), ids=list(SHAPES))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """transformers' model, and ours from its folder."""
     folder = tmp_path_factory.mktemp("musicgen")
@@ -105,7 +112,8 @@ def _inputs() -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _their_tokens(model: Any, guidance: float) -> Tensor:
-    """Codes [P, K, T] that `generate` gives its codec, greedily."""
+    """Codes [P, K, T] that `generate` gives its codec, greedily: of a stereo model left and right,
+    which alternate."""
     seen: list[Tensor] = []
     decode = model.audio_encoder.decode
 
@@ -118,7 +126,7 @@ def _their_tokens(model: Any, guidance: float) -> Tensor:
         model.generate(**_inputs(), do_sample=False, guidance_scale=guidance, max_length=STEPS + 1)
     finally:
         model.audio_encoder.decode = decode
-    return seen[0][0]
+    return torch.stack([codes[0] for codes in seen], dim=2).flatten(1, 2)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -216,7 +224,18 @@ def _change(folder: Path, part: str | None, name: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("part", "name", "value", "sentence"),
     [
-        ("decoder", "audio_channels", 2, "stereo"),
+        (
+            "decoder",
+            "audio_channels",
+            3,
+            r"num_codebooks 2 does not split into 3 channels \(1 or 2",
+        ),
+        (
+            "decoder",
+            "num_codebooks",
+            3,
+            r"lacks the tensor 'decoder\.model.*embed_tokens\.2\.weight'",
+        ),
         (None, "model_type", "musicgen_melody", "melody"),
         (None, "model_type", "llama", "model_type is 'llama'"),
         ("text_encoder", "model_type", "bert", "text_encoder.model_type is 'bert'"),
@@ -407,10 +426,8 @@ def _ours(policy: Any, guidance: float) -> Any:
     return policy.layout.to_codes(samples.tokens)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_what_is_exported_plays_in_transformers(
-    tmp_path: Path, shape: tuple[int, int, int]
-) -> None:
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_what_is_exported_plays_in_transformers(tmp_path: Path, shape: tuple[int, ...]) -> None:
     base = tmp_path / "base"
     _model(*shape).save_pretrained(base)
     loaded = MusicGen.load(str(base), num_steps=STEPS, text_size=TEXT_SIZE)
