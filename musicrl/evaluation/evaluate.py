@@ -73,5 +73,9 @@ def to_report(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, objec
             name: {key: found.to_json() for key, found in row.items()}
             for name, row in evaluation.codec.items()
         },
+        "bars": {
+            name: {key: found.to_json() for key, found in row.items()}
+            for name, row in evaluation.bars.items()
+        },
         "left_out": dict(evaluation.left_out),
     }

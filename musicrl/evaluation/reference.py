@@ -7,7 +7,7 @@ of its tokens can undo. Where the clips come from is decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,9 +20,11 @@ from musicrl.codecs.base import Codec
 from musicrl.evaluation.clipset import ClipSet, describe, join
 from musicrl.evaluation.ears import Ears
 from musicrl.evaluation.figures import Figure
+from musicrl.evaluation.heldout import ChunkScores, EvaluationResult, merge
 from musicrl.evaluation.reconstruction import REAL, codec_figures
 from musicrl.playable import PlayableWorld
 from musicrl.prompts import attribute
+from musicrl.rewards.base import Reward
 from musicrl.types import Clips, Prompt
 from musicrl.world import DECODE_CLIPS
 
@@ -51,14 +53,25 @@ class References:
     """What distances are to."""
     beside: dict[str, ClipSet]
     """The rows beside a policy's."""
+    judged: dict[str, EvaluationResult]
+    """What the judges say of the same rows, each clip by its own caption."""
+    second: RealClips
+    """The clips of those rows, at the world's rate and length."""
     codec: dict[str, dict[str, Figure]]
     """What the codec keeps of the second half, by number of levels (`codec_figures`)."""
 
 
 def measure_references(
-    real: RealClips, world: PlayableWorld, ears: Ears, *, size: int, pitch: bool = False
+    real: RealClips,
+    world: PlayableWorld,
+    ears: Ears,
+    judges: Sequence[Reward] = (),
+    *,
+    size: int,
+    pitch: bool = False,
 ) -> References:
-    """Each row of at most `size` clips; `pitch` asks for that of solos through the codec.
+    """Each row of at most `size` clips, scored by `judges`; `pitch` asks for that of solos through
+    the codec.
 
     Raises ValueError when there are fewer than four real clips, or shorter ones than the policy's.
     """
@@ -69,11 +82,14 @@ def measure_references(
     first, second = _rows(fitted, 0, half), _rows(fitted, half, 2 * half)
     beside = {REAL: second, RECONSTRUCTION: reconstruct(second, world)}
     levels = sorted({world.written_levels, world.codec.num_codebooks})
-    solo = real.solo[half : 2 * half]
+    known = RealClips(clips=second, prompts=real.prompts[half : 2 * half])
+    heard = {name: _hear(clips, known.prompts, ears, judges) for name, clips in beside.items()}
     return References(
         first=describe_all(first, ears),
-        beside={name: describe_all(clips, ears) for name, clips in beside.items()},
-        codec=codec_figures(world.codec, second.audio, solo, levels, pitch=pitch),
+        beside={name: clips for name, (clips, _) in heard.items()},
+        judged={name: result for name, (_, result) in heard.items()},
+        second=known,
+        codec=codec_figures(world.codec, second.audio, known.solo, levels, pitch=pitch),
     )
 
 
@@ -110,9 +126,26 @@ def reconstruct(clips: Clips, world: PlayableWorld) -> Clips:
 
 def describe_all(clips: Clips, ears: Ears) -> ClipSet:
     """`describe`, a few clips at a time."""
-    parts = list(_batches(clips))
-    shown = track(parts, description="hearing real clips", transient=True)
-    return join([describe(part, ears) for part in shown])
+    return join([describe(part, ears) for part in _shown(clips)])
+
+
+def _hear(
+    clips: Clips, prompts: Sequence[Prompt], ears: Ears, judges: Sequence[Reward]
+) -> tuple[ClipSet, EvaluationResult]:
+    """The set, and what judges say of its clips for their prompts; a few clips at a time, as the
+    tagger remembers the latest."""
+    sets, scores = [], []
+    for number, part in enumerate(_shown(clips)):
+        first = number * DECODE_CLIPS
+        asked = tuple(prompts[first : first + len(part.audio)])
+        sets.append(describe(part, ears))
+        columns = {f"judge/{judge.name}": judge(asked, part) for judge in judges}
+        scores.append(ChunkScores(first=first, prompts=asked, columns=columns))
+    return join(sets), merge(scores)
+
+
+def _shown(clips: Clips) -> Iterable[Clips]:
+    return track(list(_batches(clips)), description="hearing real clips", transient=True)
 
 
 def _batches(clips: Clips) -> Iterator[Clips]:

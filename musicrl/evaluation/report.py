@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from musicrl.evaluation.bars import named
 from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.document import Table, html_table, markdown_table, page
 from musicrl.evaluation.heldout import differences, win_rates
@@ -26,6 +27,7 @@ from musicrl.rewards.preference import PREFERENCE, raters_of
 TITLE = "Evaluation on held-out prompts"
 NO_PERSON = "Rewards and judges are programs: no person heard these clips."
 WIN_RATES = "Win rates over base: of the prompts whose two clips differ in a score"
+ASKED = "What music is asked to be: real clips by their own captions, policies by held-out prompts"
 NO_REFERENCE = "no distances: they are to the real clips of --world, or to the clips of --base"
 
 
@@ -45,6 +47,8 @@ def sections(evaluation: Evaluation) -> list[tuple[str, Table]]:
         found.append(("Reward against divergence", frontier_table(results)))
     sets = {name: {**row.distances, **row.diversity} for name, row in evaluation.sets.items()}
     found.append(("Sets of clips: distances and diversity", columns("set of clips", sets)))
+    if any(evaluation.bars.values()):
+        found.append((ASKED, columns("asked", named(evaluation.bars))))
     if evaluation.codec:
         codec = columns("real clips through the codec", evaluation.codec)
         found.append(("The codec", codec))

@@ -7,7 +7,7 @@ set of clips in `clipset.py`; who judges, in the ears of the world's family.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 from rich.progress import track
 
 from musicrl.audio import read_wav
+from musicrl.evaluation.bars import GAP, bar_figures
 from musicrl.evaluation.bestof import evaluate_best_of
+from musicrl.evaluation.captions import cannot_tokenise, caption_gap, tokenise
 from musicrl.evaluation.clipset import ClipSet, SetFigures, describe, join, set_figures
 from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.ears import Ears
@@ -33,7 +35,12 @@ from musicrl.evaluation.heldout import (
 from musicrl.evaluation.origin import BASE, policy_file
 from musicrl.evaluation.pitch import StablePitch
 from musicrl.evaluation.reconstruction import REAL
-from musicrl.evaluation.reference import RealClips, References, measure_references
+from musicrl.evaluation.reference import (
+    RECONSTRUCTION,
+    RealClips,
+    References,
+    measure_references,
+)
 from musicrl.playable import PlayableWorld
 from musicrl.policies.base import Policy
 from musicrl.prompts import FREEFORM, load_prompts
@@ -41,7 +48,7 @@ from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import RewardMix, make_mix
 from musicrl.rollout import RolloutWorker
 from musicrl.types import Clips, Prompt
-from musicrl.world import find_world
+from musicrl.world import World, find_world
 
 NO_SCORE = "no clip of these prompts has such a score"
 Row = tuple[EvaluationResult, ClipSet]
@@ -59,6 +66,8 @@ class Evaluation:
     """What the distances of the sets are to; None: there are none."""
     codec: dict[str, dict[str, Figure]]
     """What the codec keeps of real clips, by number of levels; empty without any."""
+    bars: dict[str, dict[str, Figure]]
+    """What is asked of music (`bars.py`), of every row."""
     left_out: dict[str, str]
     """Figures that nobody could give, by name, and why."""
 
@@ -77,8 +86,11 @@ def evaluate_rows(
     measured = (
         None
         if real is None
-        else measure_references(real, base, ears, size=len(prompts), pitch=config.pitch)
+        else measure_references(
+            real, base, ears, judges_for(config, ears), size=len(prompts), pitch=config.pitch
+        )
     )
+    gaps, no_gap = caption_gaps({BASE: base, **worlds}, measured)
     rows = {
         name: evaluate_policy(world, prompts, mix, ears, base=base.policy, config=config)
         for name, world in {BASE: base, **worlds}.items()
@@ -86,15 +98,32 @@ def evaluate_rows(
     rows |= _best_of_rows(base, prompts, mix, ears, config)
     for audio in config.audio:
         rows[str(audio)] = evaluate_audio(audio, prompts, mix, ears, base, config=config)
-    return gather(rows, measured, ears, config, base.layout.stream_names)
+    found = gather(rows, measured, config, base.layout.stream_names, gaps)
+    return replace(found, left_out={**ears.left_out, **no_gap, **found.left_out})
+
+
+def caption_gaps(
+    worlds: Mapping[str, PlayableWorld], measured: References | None
+) -> tuple[dict[str, Figure], dict[str, str]]:
+    """How far captions matter to each world's policy on real clips, and why that is not known."""
+    if measured is None:
+        return {}, {}
+    real, gaps, grids = measured.second, {}, None
+    for name, world in worlds.items():
+        if (why := cannot_tokenise(world, real.prompts)) is not None:
+            return {}, {GAP: why}
+        assert isinstance(world, World)
+        grids = tokenise(world, real.clips) if grids is None else grids
+        gaps[name] = caption_gap(world, grids, real.prompts)
+    return gaps, {}
 
 
 def gather(
     rows: Mapping[str, Row],
     measured: References | None,
-    ears: Ears,
     config: EvaluateConfig,
     streams: Sequence[str],
+    gaps: Mapping[str, Figure],
 ) -> Evaluation:
     """Rows, with the distances of their sets: to real clips, or to those of a base that was named."""
     sets = {name: clips for name, (_, clips) in rows.items()}
@@ -103,12 +132,15 @@ def gather(
         reference, beside = sets[BASE] if config.base else None, {}
     else:
         reference, beside = measured.first, measured.beside
+    figures = {k: set_figures(v, reference, streams) for k, v in {**beside, **sets}.items()}
+    judged = {**(measured.judged if measured else {}), **results}
     return Evaluation(
         results=results,
-        sets={k: set_figures(v, reference, streams) for k, v in {**beside, **sets}.items()},
+        sets=figures,
         reference=REAL if measured else BASE if config.base else None,
         codec=measured.codec if measured else {},
-        left_out={**ears.left_out, **unscored(results)},
+        bars=bar_figures(judged, figures, gaps, RECONSTRUCTION),
+        left_out=unscored(results),
     )
 
 

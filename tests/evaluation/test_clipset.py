@@ -95,6 +95,10 @@ def test_evaluate_measures_sets_against_real_clips(
     reference, rows = sets_of(out)
     assert reference == "real"
     assert list(rows) == ["real", "reconstruction", "base", "policy-noisy.safetensors"]
+    report = json.loads(out.read_text())
+    assert report["bars"]["reconstruction"]["distance-ratio"]["mean"] == 1
+    assert report["bars"]["base"]["distance-ratio"]["mean"] > 1
+    assert "no semantic.safetensors" in report["left_out"]["caption-gap"]
     kinds = {f"{m}/{e}" for m in ("frechet", "kernel") for e in ("tagger", "judge")}
     for row in rows.values():
         assert row["distances"].keys() == kinds

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from musicrl.pretrain.attributes import INSTRUMENTS
+from musicrl.pretrain.codec import CodecStageConfig, fit_codec
+from musicrl.pretrain.embedder import train_embedder
+from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
+from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
 from musicrl.pretrain.world import WorldConfig, build_world
+from tests.pretrain.small import CODEC, embedder_stage
 
 
 def _soundfont_module() -> ModuleType:
@@ -49,3 +55,34 @@ def world_config(soundfont: Path, tmp_path_factory: pytest.TempPathFactory) -> W
 def tiny_world(world_config: WorldConfig) -> Path:
     build_world(world_config)
     return world_config.world
+
+
+@pytest.fixture(scope="session")
+def weights(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stages up to the semantic tokens, in order."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_prompts(
+        PromptStageConfig(world=tiny_world, weights=folder, train_prompts=40, heldout_prompts=20)
+    )
+    fit_codec(
+        CodecStageConfig(
+            world=tiny_world,
+            weights=folder,
+            codec=CODEC,
+            pca_clips=32,
+            clips_per_step=8,
+            steps=15,
+        )
+    )
+    train_embedder(embedder_stage(tiny_world, folder, codec_levels=4))
+    fit_semantic(
+        SemanticStageConfig(
+            world=tiny_world,
+            weights=folder,
+            semantic=replace(SemanticStageConfig().semantic, width=24),
+            clips=32,
+            steps=10,
+            vectors_per_step=2000,
+        )
+    )
+    return folder

@@ -12,87 +12,19 @@ import pytest
 import torch
 
 from musicrl.checkpoint import load_tensors
-from musicrl.codecs.spectral import SpectralCodec, SpectralCodecConfig
-from musicrl.embedders.mulan import MuLan, MuLanConfig
+from musicrl.codecs.spectral import SpectralCodec
+from musicrl.embedders.mulan import MuLan
 from musicrl.evaluation.judges import CALIBRATION, TagHearing, TagScores
 from musicrl.evaluation.musicnn import Tagger
-from musicrl.policies.musiclm import MusicLM, MusicLMConfig
+from musicrl.policies.musiclm import MusicLM
 from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagger
-from musicrl.pretrain.codec import CodecStageConfig, fit_codec
-from musicrl.pretrain.embedder import EmbedderStageConfig, coded_log_mels, train_embedder
+from musicrl.pretrain.embedder import coded_log_mels, train_embedder
 from musicrl.pretrain.policy import Fellows, PolicyStageConfig, train_policy
-from musicrl.pretrain.prompts import PromptStageConfig, write_prompts
-from musicrl.pretrain.semantic import SemanticStageConfig, fit_semantic
 from musicrl.pretrain.tokens import TokenData
 from musicrl.pretrain.world import WorldConfig, WorldData, build_world
 from musicrl.types import Clips
 from musicrl.world import World
-
-CODEC = SpectralCodecConfig(num_components=48, vocab_size=32)
-EMBEDDER = MuLanConfig(
-    width=24, num_blocks=2, text_width=16, text_layers=1, condition_levels=4, condition_vocab=16
-)
-POLICY = MusicLMConfig(
-    semantic_vocab=256,
-    coarse_vocab=32,
-    coarse_levels=4,
-    codec_frames_per_step=1,
-    condition_levels=4,
-    condition_vocab=16,
-    width=32,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=2,
-    depth_width=16,
-    depth_layers=1,
-    depth_heads=2,
-)
-
-
-def embedder_stage(
-    world: Path, weights: Path, steps: int = 40, codec_levels: int = 0
-) -> EmbedderStageConfig:
-    return EmbedderStageConfig(
-        codec_levels=codec_levels,
-        world=world,
-        weights=weights,
-        model=EMBEDDER,
-        steps=steps,
-        batch_clips=24,
-        checkpoint_every=20,
-        learning_rate=3e-3,
-    )
-
-
-@pytest.fixture(scope="session")
-def weights(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stages up to the semantic tokens, in order."""
-    folder = tmp_path_factory.mktemp("weights")
-    write_prompts(
-        PromptStageConfig(world=tiny_world, weights=folder, train_prompts=40, heldout_prompts=20)
-    )
-    fit_codec(
-        CodecStageConfig(
-            world=tiny_world,
-            weights=folder,
-            codec=CODEC,
-            pca_clips=32,
-            clips_per_step=8,
-            steps=15,
-        )
-    )
-    train_embedder(embedder_stage(tiny_world, folder, codec_levels=4))
-    fit_semantic(
-        SemanticStageConfig(
-            world=tiny_world,
-            weights=folder,
-            semantic=replace(SemanticStageConfig().semantic, width=24),
-            clips=32,
-            steps=10,
-            vectors_per_step=2000,
-        )
-    )
-    return folder
+from tests.pretrain.small import POLICY, embedder_stage
 
 
 def test_clips_are_audible_at_the_level_their_captions_claim(tiny_world: Path) -> None:
