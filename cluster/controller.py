@@ -87,7 +87,10 @@ class Controller:
         self.epoch = 0
         self.clock = fleet.pending.clock
         self.recovery = Recovery(self)
-        self.meter = Meter(sizes_of(config.cluster))
+        self.meter = Meter(
+            sizes_of(config.cluster),
+            is_broadcast=config.cluster.weights_transport == "collective",
+        )
         self.stragglers = Stragglers(self.pending, config.cluster.straggler_factor)
         self.handlers: dict[str, Callable[[Task, Result], None]] = {
             "sample": self.sampled,

@@ -30,10 +30,13 @@ class Meter:
 
     sizes: Mapping[str, int]
     """Actors of each class."""
+    is_broadcast: bool = False
+    """Whether weights should come by broadcast (`cluster.weights_transport collective`)."""
     _busy: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     _free: dict[str, float] = field(default_factory=dict)
     _published: list[float] = field(default_factory=list)
     _applied: list[float] = field(default_factory=list)
+    _broadcast: list[float] = field(default_factory=list)
 
     def __call__(self, task: Task, result: Result, sent: float, done: float) -> None:
         """Note a task that was sent and came back, both in s."""
@@ -49,6 +52,8 @@ class Meter:
             self._published.append(seconds)
         elif seconds > 0:
             self._applied.append(seconds)
+            if self.is_broadcast:
+                self._broadcast.append(float(result.way == "broadcast"))
 
     def take(self, wall_seconds: float, num_samplers: int) -> dict[str, float]:
         """Figures of the last `wall_seconds`, by their names in TensorBoard; samplers come and go."""
@@ -57,12 +62,14 @@ class Meter:
             f"utilisation/{role}": self._busy[role] / (wall_seconds * sizes[role]) for role in ROLES
         }
         shares["cluster/samplers"] = float(num_samplers)
-        latencies = {
+        averaged = {
             "weights/publish_seconds": self._published,
             "weights/apply_seconds": self._applied,
+            "weights/broadcast_share": self._broadcast,
         }
-        means = {name: fmean(values) for name, values in latencies.items() if values}
+        means = {name: fmean(values) for name, values in averaged.items() if values}
         self._busy.clear()
         self._published.clear()
         self._applied.clear()
+        self._broadcast.clear()
         return {**shares, **means}

@@ -4,6 +4,7 @@
               KL is measured to 4, the value network 16 more; what a microbatch keeps for its backward
               pass
     sampler   weights 4, and 2 more where products are in bfloat16; keys and values of all its clips
+              weights that are broadcast: the version in use and a spare one, 4 each (on a GPU one)
     store     each version of the weights 4, in the host's memory, a few at once
 
 Tensors are counted exactly. What a backward pass keeps was measured on decoders of several sizes: 92
@@ -157,11 +158,21 @@ def sampler_need(config: TrainConfig, size: Size) -> Need:
     parts = {
         "weights": (6.0 if is_rounded else 4.0) * size.policy,
         "bases of adapters": 4.0 * size.linears if config.model.lora.rank else 0.0,
+        "broadcast weights": _received(config, size),
         "text encoder": 4.0 * size.frozen,
         "codec": 4.0 * size.codec,
         "keys and values": (2.0 if is_rounded else 4.0) * size.cached * clips,
     }
     return _need("sampler", config.cluster.sampler_gpus, parts)
+
+
+def _received(config: TrainConfig, size: Size) -> float:
+    """Bytes that a listening sampler keeps beside its weights, in the memory that is counted."""
+    cluster, rank = config.cluster, config.model.lora.rank
+    if cluster.weights_transport == "store":
+        return 0.0
+    version = 4.0 * (rank * size.adapters if rank else size.policy)
+    return version if cluster.sampler_gpus else 2 * version
 
 
 def _need(role: str, gpus: float, parts: Mapping[str, float]) -> Need:

@@ -152,6 +152,17 @@ def test_settings_that_save_memory_save_it() -> None:
     assert few.total < sampler_need(musicgen(), size).total
 
 
+@pytest.mark.parametrize(("gpus", "copies"), [(0.0, 2), (1.0, 1)])
+def test_broadcast_weights_are_kept_beside_those_in_use(gpus: float, copies: int) -> None:
+    size = sized()
+    whole = {"weights_transport": "collective", "sampler_gpus": gpus}
+    kept = sampler_need(musicgen(cluster=whole), size).parts["broadcast weights"]
+    assert kept == copies * 4 * size.policy
+    adapters = musicgen(cluster=whole, model={"lora": {"rank": 2}})
+    assert sampler_need(adapters, size).parts["broadcast weights"] == copies * 8 * size.adapters
+    assert "broadcast weights" not in sampler_need(musicgen(), size).parts
+
+
 def test_a_rank_of_several_holds_its_part_of_the_networks() -> None:
     spread = {"num_learners": 4, "learner_sharding": "full", "learner_gpus": 1.0}
     valued = {"baseline": "value"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from actors.pool import Peer
 from actors.sampler import SampleReport
 from actors.scorer import ScoreReport
@@ -44,6 +46,15 @@ def test_shares_are_of_the_class_and_latencies_of_those_who_fetched() -> None:
     }
     idle = dict.fromkeys((f"utilisation/{role}" for role in meter.sizes), 0.0)
     assert meter.take(10.0, 3) == {**idle, "cluster/samplers": 3.0}
+
+
+def test_weights_that_did_not_come_by_broadcast_show() -> None:
+    meter = Meter({"sampler": 2, "scorer": 1, "learner": 1}, is_broadcast=True)
+    meter(task("sample", "sampler 0"), replace(sampled(0.5), way="broadcast"), 0.0, 4.0)
+    meter(task("sample", "sampler 1"), replace(sampled(0.5), way="store"), 0.0, 4.0)
+    meter(task("sample", "sampler 0"), sampled(0.0), 4.0, 6.0)  # had them
+    assert meter.take(10.0, 2)["weights/broadcast_share"] == 0.5
+    assert "weights/broadcast_share" not in meter.take(10.0, 2)
 
 
 def test_a_lost_task_was_work_too() -> None:
