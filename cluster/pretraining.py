@@ -46,7 +46,7 @@ PREFERENCE = "preference"
 FROM_CHECKPOINT, FROM_START = "goes on from its checkpoint", "starts again"
 MODELS = ("codec", "embedder", "semantic")
 """Stages whose models make tokens of clips."""
-PLACES = ("processes", "soundfont", "notes", "ratings")
+PLACES = ("processes", "gpus", "soundfont", "notes", "ratings")
 """Settings that decide nothing, or name a file whose content is asked instead."""
 
 

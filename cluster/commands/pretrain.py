@@ -9,7 +9,8 @@ from cluster.commands.flags import print_help, read_settings, split_words, wants
 from cluster.pretrain_config import PretrainConfig
 from cluster.pretraining import build
 from musicrl.closest import closest
-from musicrl.pretrain import STAGES
+from musicrl.pretrain import DISTRIBUTED, STAGES
+from musicrl.pretrain.distributed import num_processes
 from musicrl.settings import build as build_settings
 from musicrl.settings import merge, read_flags, read_yaml, to_tree
 
@@ -19,6 +20,8 @@ def pretrain(args: Sequence[str]) -> None:
     args = ["--help" if word == "-h" else word for word in args]
     words, flags = split_words(args)
     is_whole = not words or words[0].endswith((".yaml", ".yml"))
+    if num_processes() > 1 and (is_whole or words[0] not in DISTRIBUTED):
+        raise ValueError(f"several processes build one stage, of {', '.join(DISTRIBUTED)}")
     if wants_help(args) and is_whole:
         print(f"musicrl pretrain [file.yaml] runs every stage; musicrl pretrain STAGE one: {LIST}")
         return print_help(PretrainConfig(), verb="pretrain")

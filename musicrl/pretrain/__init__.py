@@ -41,3 +41,5 @@ STAGES: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, float]]]] = {
 """Stage name to (configuration, function). `recordings` makes clips of other audio, in place of
 `world`; `corpus` is needed only to rebuild the note table,
 `fine` and `soundstream` only for a world that plays all levels, or through SoundStream."""
+DISTRIBUTED = ("embedder", "judge", "policy", "quality", "quality-judge", "fine", "soundstream")
+"""Stages that several processes may train together, as torchrun starts them."""

@@ -18,14 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.tensorboard import SummaryWriter
 
 from musicrl.codecs.table import load_codec
 from musicrl.embedders.mulan import MuLan, MuLanConfig
 from musicrl.pretrain.attributes import INSTRUMENTS, ONSET_RATES, PEAKS, TEXTURES
 from musicrl.pretrain.checkpoints import StageCheckpoint
+from musicrl.pretrain.distributed import ALONE, Crew, crew_of
 from musicrl.pretrain.kmeans import fit_quantizer
-from musicrl.pretrain.progress import track
 from musicrl.pretrain.world import WorldData
 
 
@@ -50,6 +49,8 @@ class EmbedderStageConfig:
     batch_clips: int = 192
     learning_rate: float = 1e-3
     checkpoint_every: int = 250
+    gpus: float = 0.0
+    """GPUs of a process: 0 (CPU) or 1; not yet run on one."""
     seed: int = 0
 
 
@@ -71,27 +72,42 @@ class JudgeStageConfig(EmbedderStageConfig):
 
 
 def train_embedder(config: EmbedderStageConfig) -> dict[str, float]:
-    """Train and write an embedder; resumes from its last checkpoint; returns validation figures."""
+    """Train and write an embedder; resumes from its last checkpoint; returns validation figures.
+
+    Under torchrun only the first process has figures.
+    """
+    with crew_of(config.gpus) as crew:
+        return _train(config, crew)
+
+
+def _train(config: EmbedderStageConfig, crew: Crew) -> dict[str, float]:
     torch.manual_seed(config.seed)
     data, model = WorldData(config.world, "train"), MuLan(config.model)
+    mel, coded = log_mels(model, data, crew), coded_log_mels(model, data, config, crew)
+    model.to(crew.device)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.02)
     checkpoint = StageCheckpoint(config.weights / f".{config.kind}.resume.safetensors")
     first = checkpoint.restore(model, optimizer)
-    mel, coded = log_mels(model, data), coded_log_mels(model, data, config)
-    writer = SummaryWriter(str(config.weights / "tensorboard" / config.kind), purge_step=first)
-    for step in track(range(first, config.steps), description=f"training {config.kind}"):
+    crew.agree(first, config.kind)
+    writer = crew.writer(config.weights / "tensorboard" / config.kind, first)
+    for step in crew.track(range(first, config.steps), description=f"training {config.kind}"):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
-        loss = contrastive_loss(model, *_draw(data, mel, coded, config, step))
+        windows, captions = _draw(data, mel, coded, config, step)
+        own = crew.share(torch.arange(len(captions)))
+        texts = [captions[i] for i in own.tolist()]
         optimizer.zero_grad()
-        loss.backward()
+        local = contrastive_loss(model, windows[own].to(crew.device), texts, crew)
+        loss = crew.backward(local, model.parameters(), weight=len(own) / len(captions))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        writer.add_scalar("train/loss", loss.item(), step)
-        if (step + 1) % config.checkpoint_every == 0:
+        writer.add_scalar("train/loss", loss, step)
+        if crew.is_first and (step + 1) % config.checkpoint_every == 0:
             checkpoint.write(model, step + 1, optimizer)
     writer.close()
-    model.eval()
+    if not crew.is_first:
+        return {}
+    model = model.cpu().eval()
     _centre(model, data, mel, coded, config)
     _fit_conditions(model, data, config)
     validation = WorldData(config.world, "validation")
@@ -111,16 +127,18 @@ def schedule(step: int, steps: int, *, warmup: int = 100) -> float:
 
 
 @torch.no_grad()
-def log_mels(model: MuLan, data: WorldData) -> Tensor:
-    """Log-mel of every clip, float16 [clips, bands, frames], computed once."""
-    batches = np.array_split(np.arange(len(data)), -(-len(data) // 64))
-    return torch.cat(
-        [model.front(data.audio(batch)).half() for batch in track(batches, description="log-mel")]
-    )
+def log_mels(model: MuLan, data: WorldData, crew: Crew = ALONE) -> Tensor:
+    """Log-mel of every clip, float16 [clips, bands, frames], computed once, by all processes."""
+    clips = crew.share(torch.arange(len(data))).numpy()
+    batches = np.array_split(clips, -(-len(clips) // 64))
+    shown = crew.track(batches, description="log-mel")
+    return crew.join(torch.cat([model.front(data.audio(batch)).half() for batch in shown]))[0]
 
 
 @torch.no_grad()
-def coded_log_mels(model: MuLan, data: WorldData, config: EmbedderStageConfig) -> Tensor:
+def coded_log_mels(
+    model: MuLan, data: WorldData, config: EmbedderStageConfig, crew: Crew = ALONE
+) -> Tensor:
     """The same of the first clips, decoded from the codec's first levels.
 
     Raises FileNotFoundError when there is no codec yet.
@@ -128,14 +146,10 @@ def coded_log_mels(model: MuLan, data: WorldData, config: EmbedderStageConfig) -
     if config.codec_levels == 0:
         return torch.zeros(0)
     hear = _through_codec(config)
-    clips = np.arange(min(config.codec_clips, len(data)))
+    clips = crew.share(torch.arange(min(config.codec_clips, len(data)))).numpy()
     batches = np.array_split(clips, -(-len(clips) // 32))
-    return torch.cat(
-        [
-            model.front(hear(data.audio(batch))).half()
-            for batch in track(batches, description="log-mel through the codec")
-        ]
-    )
+    shown = crew.track(batches, description="log-mel through the codec")
+    return crew.join(torch.cat([model.front(hear(data.audio(b))).half() for b in shown]))[0]
 
 
 def _through_codec(config: EmbedderStageConfig) -> Callable[[Tensor], Tensor]:
@@ -143,13 +157,17 @@ def _through_codec(config: EmbedderStageConfig) -> Callable[[Tensor], Tensor]:
     return lambda audio: codec.decode(codec.encode(audio)[:, : config.codec_levels])
 
 
-def contrastive_loss(model: MuLan, mel: Tensor, captions: list[str]) -> Tensor:
-    """Symmetric cross-entropy over the batch (MuLan; InfoNCE)."""
+def contrastive_loss(model: MuLan, mel: Tensor, captions: list[str], crew: Crew = ALONE) -> Tensor:
+    """Symmetric cross-entropy over the batch (MuLan; InfoNCE), the mean over this process's clips:
+    each is told from the clips and captions of all processes."""
     audio = F.normalize(model.audio(mel), dim=-1)
     text = F.normalize(model.text(captions), dim=-1)
-    logits = model.log_scale.clamp(max=4.6).exp() * audio @ text.T
-    target = torch.arange(len(captions))
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    scale = model.log_scale.clamp(max=4.6).exp()
+    every_audio, every_text = crew.join_with_gradient(audio), crew.join_with_gradient(text)
+    target = crew.share(torch.arange(len(every_text), device=mel.device))
+    of_audio = F.cross_entropy(scale * audio @ every_text.T, target)
+    of_text = F.cross_entropy((scale * every_audio @ text.T).T, target)
+    return (of_audio + of_text) / 2
 
 
 def _draw(

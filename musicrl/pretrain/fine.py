@@ -15,18 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.tensorboard import SummaryWriter
 
 from musicrl.codecs.base import Codec
 from musicrl.codecs.fine import FINE_FILE, FineShape, FineSizes, SoundStorm
 from musicrl.codecs.semantic import SemanticTokenizer
 from musicrl.codecs.table import load_codec
-from musicrl.device import role_device
 from musicrl.evaluation.reconstruction import chroma_correlation, log_spectral_distance
 from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.codes import CodeData
+from musicrl.pretrain.distributed import Crew, crew_of
 from musicrl.pretrain.embedder import schedule
-from musicrl.pretrain.progress import track
 from musicrl.pretrain.tokens import CODEC, SEMANTIC
 from musicrl.pretrain.world import WorldData
 
@@ -53,7 +51,7 @@ class FineStageConfig:
     """Validation clips to measure with."""
     checkpoint_every: int = 250
     gpus: float = 0.0
-    """GPUs of this process: 0 (CPU) or 1; not yet run on one."""
+    """GPUs of a process: 0 (CPU) or 1; not yet run on one."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,33 +65,45 @@ class FineStageConfig:
 def train_fine(config: FineStageConfig) -> dict[str, float]:
     """Train and write the decoder; resumes from its last checkpoint; returns validation figures.
 
-    Raises ValueError when the codec has no levels beside the coarse ones.
+    Under torchrun only the first process has figures. Raises ValueError when the codec has no levels
+    beside the coarse ones.
     """
-    codec, device = load_codec(config.weights / CODEC), role_device(config.gpus)
+    with crew_of(config.gpus) as crew:
+        return _train(config, crew)
+
+
+def _train(config: FineStageConfig, crew: Crew) -> dict[str, float]:
+    codec, device = load_codec(config.weights / CODEC), crew.device
     world = {split: WorldData(config.world, split) for split in ("train", "validation")}
-    train, validation = (CodeData(config.weights, data, split) for split, data in world.items())
+    with crew.in_turn():
+        train, validation = (CodeData(config.weights, data, s) for s, data in world.items())
     shape = shape_of(config, codec, train)
     torch.manual_seed(config.seed)  # here: reading models draws random numbers
     model = SoundStorm(shape, config.model).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.05)
     checkpoint = StageCheckpoint(config.weights / ".fine.resume.safetensors")
     first = checkpoint.restore(model, optimizer)
-    folder = config.weights / "tensorboard" / "fine"
-    with SummaryWriter(str(folder), purge_step=first) as writer:
-        for step in track(range(first, config.steps), description="training fine"):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(step, config.steps)
-            semantic, codes, masking = _draw(train, model, config, step)
-            masking = Masking(*(part.to(device) for part in masking))
-            with torch.autocast(device.type, torch.bfloat16):
-                loss = masked_loss(model, semantic.to(device), codes.to(device), masking)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            writer.add_scalar("train/nll", loss.item(), step)
-            if (step + 1) % config.checkpoint_every == 0:
-                checkpoint.write(model, step + 1, optimizer)
+    crew.agree(first, "fine")
+    writer = crew.writer(config.weights / "tensorboard" / "fine", first)
+    for step in crew.track(range(first, config.steps), description="training fine"):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step, config.steps)
+        semantic, codes, whole = _draw(train, model, config, step)
+        masking = Masking(*(crew.share(part).to(device) for part in whole))
+        rows = crew.share(semantic).to(device), crew.share(codes).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = masked_loss(model, *rows, masking)
+        optimizer.zero_grad()
+        weight = float(masking.is_target.sum()) / max(float(whole.is_target.sum()), 1.0)
+        nll = crew.backward(loss, model.parameters(), weight=weight)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        writer.add_scalar("train/nll", nll, step)
+        if crew.is_first and (step + 1) % config.checkpoint_every == 0:
+            checkpoint.write(model, step + 1, optimizer)
+    writer.close()
+    if not crew.is_first:
+        return {}
     model = model.cpu().eval()
     facts = measure_fine(model, codec, validation, world["validation"], config.measured)
     model.save(config.weights / FINE_FILE, **facts)

@@ -14,13 +14,12 @@ from random import Random
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from musicrl.embedders.mulan import MuLan
 from musicrl.policies.musiclm import MusicLM, MusicLMConfig
 from musicrl.pretrain.checkpoints import StageCheckpoint
+from musicrl.pretrain.distributed import Crew, Log, crew_of
 from musicrl.pretrain.embedder import schedule
-from musicrl.pretrain.progress import track
 from musicrl.pretrain.tokens import TokenData
 from musicrl.pretrain.world import WorldData
 from musicrl.textfile import write_text
@@ -66,38 +65,54 @@ class PolicyStageConfig:
     keep_windows: float = 0.7
     """Probability that a window counts in a clip's embedding (augmentation)."""
     checkpoint_every: int = 200
+    gpus: float = 0.0
+    """GPUs of a process: 0 (CPU) or 1; not yet run on one."""
     seed: int = 0
 
 
 def train_policy(config: PolicyStageConfig) -> dict[str, float]:
-    """Train and write the policy; resumes from its last checkpoint; returns validation figures."""
+    """Train and write the policy; resumes from its last checkpoint; returns validation figures.
+
+    Under torchrun only the first process has figures.
+    """
+    with crew_of(config.gpus) as crew:
+        return _train(config, crew)
+
+
+def _train(config: PolicyStageConfig, crew: Crew) -> dict[str, float]:
     torch.manual_seed(config.seed)
-    model = MusicLM(config.model)
+    model = MusicLM(config.model).to(crew.device)
     embedder = MuLan.from_file(config.weights / "embedder.safetensors")
-    train, validation, captions = _load(config, model)
+    with crew.in_turn():
+        train, validation, captions = _load(config, model)
     fellows = Fellows([a.instrument for a in WorldData(config.world, "train").attributes])
     optimizers = _optimizers(model, config)
     checkpoint = StageCheckpoint(config.weights / f".{config.name}.resume.safetensors")
     first = checkpoint.restore(model, *optimizers)
-    writer = SummaryWriter(str(config.weights / "tensorboard" / config.name), purge_step=first)
-    for step in track(range(first, config.steps), description=f"training {config.name}"):
+    crew.agree(first, config.name)
+    writer = crew.writer(config.weights / "tensorboard" / config.name, first)
+    for step in crew.track(range(first, config.steps), description=f"training {config.name}"):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * schedule(step, config.steps)
-        tokens, conditions = _draw(train, fellows, embedder, config, step)
-        with torch.autocast("cpu", torch.bfloat16):
+        batch = _draw(train, fellows, embedder, config, step)
+        tokens, conditions = (crew.share(part).to(crew.device) for part in batch)
+        with torch.autocast(crew.device.type, torch.bfloat16):
             logprobs = model.token_logprobs(tokens, conditions)
-        loss = -logprobs.mean()
         model.zero_grad()
-        loss.backward()
+        weight = len(tokens) / config.batch_clips
+        loss = crew.backward(-logprobs.mean(), model.parameters(), weight=weight)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        writer.add_scalar("train/nll", loss.item(), step)
-        if (step + 1) % config.checkpoint_every == 0:
+        writer.add_scalar("train/nll", loss, step)
+        if crew.is_first and (step + 1) % config.checkpoint_every == 0:
             checkpoint.write(model, step + 1, *optimizers)
             facts = measure_policy(model, validation, embedder, captions)
             _report(writer, facts, step + 1)
+    writer.close()
+    if not crew.is_first:
+        return {}
     facts = measure_policy(model, validation, embedder, captions)
     model.save(config.weights / f"{config.name}.safetensors", as_half=True)
     write_text(
@@ -183,6 +198,7 @@ def measure_policy(
     `gap/semantic`: the latter of the semantic stream.
     """
     model.eval()
+    device = next(model.parameters()).device
     index = torch.arange(min(clips, len(data)))
     audio = embedder.quantizer.encode(data.embedding(index))
     text = embedder.condition([captions[i] for i in index.tolist()])
@@ -190,7 +206,7 @@ def measure_policy(
     nll = {
         name: torch.cat(
             [
-                -model.token_logprobs(t, c)
+                -model.token_logprobs(t.to(device), c.to(device)).cpu()
                 for t, c in zip(tokens.split(32), conditions.split(32), strict=True)
             ]
         )
@@ -213,7 +229,7 @@ def measure_policy(
     }
 
 
-def _report(writer: SummaryWriter, facts: dict[str, float], step: int) -> None:
+def _report(writer: Log, facts: dict[str, float], step: int) -> None:
     for name, value in facts.items():
         writer.add_scalar(name, value, step)
     figures = "  ".join(f"{name} {value:.3f}" for name, value in facts.items())

@@ -15,15 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from musicrl.closest import closest
 from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.degradations import DEGRADATIONS, TOKENS
+from musicrl.pretrain.distributed import Crew, Log, crew_of
 from musicrl.pretrain.embedder import schedule
 from musicrl.pretrain.graded import GradedClips, GradingConfig, make_graded
 from musicrl.pretrain.opinions import measure_opinions
-from musicrl.pretrain.progress import track
 from musicrl.pretrain.ratings import read_ratings
 from musicrl.pretrain.world import WorldData
 from musicrl.rewards.mos import MosConfig, MosPredictor
@@ -33,6 +32,8 @@ from musicrl.world import World
 KINDS = (*DEGRADATIONS, TOKENS)
 ROUGH_STRENGTHS, FINE_STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0), (0.1, 0.3, 0.5, 0.7, 0.9)
 """Strengths that are learned from, and those that are measured with."""
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Crops, opinions and the number of each clip's source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,8 @@ class QualityStageConfig:
     """Of the error of differences between clips of one source, beside the error of opinions (0:
     none). It orders weak damage better; a pairwise logistic loss over all clips did not."""
     checkpoint_every: int = 1000
+    gpus: float = 0.0
+    """GPUs of a process: 0 (CPU) or 1; not yet run on one."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,35 +102,61 @@ class QualityJudgeStageConfig(QualityStageConfig):
 
 
 def train_quality(config: QualityStageConfig) -> dict[str, float]:
-    """Train and write a predictor; resumes from its last checkpoint; returns validation figures."""
+    """Train and write a predictor; resumes from its last checkpoint; returns validation figures.
+
+    Under torchrun only the first process has figures.
+    """
+    with crew_of(config.gpus) as crew:
+        return _train(config, crew)
+
+
+def _train(config: QualityStageConfig, crew: Crew) -> dict[str, float]:
     torch.manual_seed(config.seed)
     model = MosPredictor(config.model)
     train, validation = _clips(config, model)
     check_lengths(train, model, config)
     groups = train.groups()
+    model.to(crew.device)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.02)
     checkpoint = StageCheckpoint(config.weights / f".{config.name}.resume.safetensors")
     first = checkpoint.restore(model, optimizer)
-    writer = SummaryWriter(str(config.weights / "tensorboard" / config.name), purge_step=first)
-    for step in track(range(first, config.steps), description=f"training {config.name}"):
+    crew.agree(first, config.name)
+    writer = crew.writer(config.weights / "tensorboard" / config.name, first)
+    for step in crew.track(range(first, config.steps), description=f"training {config.name}"):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
-        mel, labels, sources = _draw(train, groups, model, config, step)
+        batch = _draw(train, groups, model, config, step)
+        weight, (mel, labels, sources) = _own(batch, crew)
         error = model(mel) - labels
         losses = {"opinion": error.square().mean(), "contrast": contrast(error, sources)}
         optimizer.zero_grad()
-        (losses["opinion"] + config.contrast_weight * losses["contrast"]).backward()
+        whole = losses["opinion"] + config.contrast_weight * losses["contrast"]
+        crew.backward(whole, model.parameters(), weight=weight)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        for name, loss in losses.items():
-            writer.add_scalar(f"train/{name}", loss.item(), step)
-        if (step + 1) % config.checkpoint_every == 0:
+        values = {name: loss.item() for name, loss in losses.items()}
+        for name, value in crew.total(values, weight=weight).items():
+            writer.add_scalar(f"train/{name}", value, step)
+        if crew.is_first and (step + 1) % config.checkpoint_every == 0:
             checkpoint.write(model, step + 1, optimizer)
             _report(writer, measure_quality(model, validation), step + 1)
+    writer.close()
+    if not crew.is_first:
+        return {}
+    model = model.cpu()
     facts = measure_quality(model, validation)
     model.save(config.weights / f"{config.name}.safetensors", **facts)
     checkpoint.remove()
     return facts
+
+
+def _own(batch: Batch, crew: Crew) -> tuple[float, Batch]:
+    """This process's share of a batch, in clips, and its clips: whole sources, numbered from 0."""
+    sources = batch[2]
+    own = crew.share(sources.unique())
+    is_own = (sources >= own[0]) & (sources <= own[-1])
+    mel, labels, numbers = (part[is_own].to(crew.device) for part in batch)
+    return len(mel) / len(sources), (mel, labels, numbers - int(own[0]))
 
 
 def check_lengths(graded: GradedClips, model: MosPredictor, config: QualityStageConfig) -> None:
@@ -146,7 +175,7 @@ def contrast(error: Tensor, sources: Tensor) -> Tensor:
     their differences, which alone a policy gradient with a baseline by prompt feels.
     """
     count = sources.bincount()
-    mean = torch.zeros(len(count)).index_add(0, sources, error) / count
+    mean = error.new_zeros(len(count)).index_add(0, sources, error) / count
     return (error - mean[sources]).square().mean()
 
 
@@ -164,8 +193,9 @@ def _scores(
     model: MosPredictor, graded: GradedClips, indices: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     parts = [indices[i : i + 64] for i in range(0, len(indices), 64)]
-    mels = (torch.stack([graded.mels[i] for i in part]).float() for part in parts)
-    return torch.cat([opinions(model, mel) for mel in mels]).double().numpy()
+    device = next(model.parameters()).device
+    mels = (torch.stack([graded.mels[i] for i in part]).float().to(device) for part in parts)
+    return torch.cat([opinions(model, mel) for mel in mels]).double().cpu().numpy()
 
 
 def _by_length(graded: GradedClips) -> list[NDArray[np.int64]]:
@@ -232,7 +262,7 @@ def _draw(
     model: MosPredictor,
     config: QualityStageConfig,
     step: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Batch:
     """Crops [B, bands, frames] of some groups, their opinions [B] and the number of each's group
     int64 [B], a pure function of seed and step.
 
@@ -255,7 +285,7 @@ def _draw(
     return torch.stack(crops).float(), graded.opinions[chosen], torch.tensor(sources)
 
 
-def _report(writer: SummaryWriter, facts: Mapping[str, float], step: int) -> None:
+def _report(writer: Log, facts: Mapping[str, float], step: int) -> None:
     for name, value in facts.items():
         writer.add_scalar(name, value, step)
     means = {k: v for k, v in facts.items() if k.endswith("/mean") or k == "error"}

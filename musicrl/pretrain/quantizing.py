@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from musicrl.codecs.ema import replace_dead, update_codebook
 from musicrl.codecs.rvq import ResidualQuantizer, nearest
+from musicrl.pretrain.distributed import ALONE, Crew
 
 DECAY = 0.99
 DEAD_COUNT = 2.0
@@ -56,15 +57,16 @@ class MovingAverages(nn.Module):
         vectors: Tensor,
         levels: Tensor,
         generator: torch.Generator,
+        crew: Crew = ALONE,
     ) -> Quantised:
         """Quantise vectors [B, T, D], those of clip b by the first levels[b] >= 1 of int64 [B], and
-        move the codebooks.
+        move the codebooks, by the vectors of all processes: in each the same.
 
         Averages follow the residuals of all clips at all levels, of a clip's unused levels too: else
         the last of 12 would see a twelfth of them, and 2 would be another count at every level (this
         project's choice). Raises ValueError when the first batch has fewer vectors than codes.
         """
-        residual, quantised = vectors.detach(), torch.zeros_like(vectors)
+        quantised, (residual, own) = torch.zeros_like(vectors), crew.join(vectors)
         replaced = 0
         for level, codebook in enumerate(quantizer.codebooks):
             flat = residual.flatten(0, 1)
@@ -73,7 +75,7 @@ class MovingAverages(nn.Module):
             code = nearest(flat, codebook)
             picked = codebook[code].view_as(residual)
             is_used = (levels > level)[:, None, None]
-            quantised, residual = quantised + picked * is_used, residual - picked
+            quantised, residual = quantised + picked[own] * is_used, residual - picked
             state = codebook, self.counts[level], self.sums[level]
             update_codebook(*state, flat, code, decay=DECAY)
             replaced += replace_dead(

@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from musicrl.codecs.soundstream import SoundStream, SoundStreamConfig
-from musicrl.device import role_device
 from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.codec import measure_codec
 from musicrl.pretrain.discriminators import (
@@ -26,7 +24,7 @@ from musicrl.pretrain.discriminators import (
     discriminator_loss,
     feature_loss,
 )
-from musicrl.pretrain.progress import track
+from musicrl.pretrain.distributed import ALONE, Crew, crew_of
 from musicrl.pretrain.quantizing import MovingAverages, draw_levels
 from musicrl.pretrain.spectral_loss import SCALES, SpectralLoss
 from musicrl.pretrain.world import WorldData
@@ -69,7 +67,7 @@ class SoundStreamStageConfig:
     """Adam's, of both sides."""
     checkpoint_every: int = 1000
     gpus: float = 0.0
-    """GPUs of this process: 0 (CPU) or 1."""
+    """GPUs of a process: 0 (CPU) or 1."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,33 +93,44 @@ class Players(nn.Module):
 def train_soundstream(config: SoundStreamStageConfig) -> dict[str, float]:
     """Train and write the codec; resumes from its last checkpoint; returns validation figures.
 
-    Raises ValueError when the clips are of another sample rate or shorter than a crop.
+    Under torchrun only the first process has figures. Raises ValueError when the clips are of another
+    sample rate or shorter than a crop.
     """
+    with crew_of(config.gpus) as crew:
+        return _train(config, crew)
+
+
+def _train(config: SoundStreamStageConfig, crew: Crew) -> dict[str, float]:
     torch.manual_seed(config.seed)
-    data, device = WorldData(config.world, "train"), role_device(config.gpus)
+    data, device = WorldData(config.world, "train"), crew.device
     check_clips(data, config)
     players = Players(config).to(device)
     rebuild = SpectralLoss(config.codec.sample_rate).to(device)
     optimizers = _optimizers(players, config.learning_rate)
     checkpoint = StageCheckpoint(config.weights / f".{config.name}.resume.safetensors")
     first = checkpoint.restore(players, *optimizers)
-    folder = config.weights / "tensorboard" / config.name
-    with SummaryWriter(str(folder), purge_step=first) as writer:
-        for step in track(range(first, config.steps), description=f"training {config.name}"):
-            audio, levels, generator = _draw(data, config, step)
-            losses = update(
-                players,
-                rebuild,
-                optimizers,
-                audio.to(device),
-                levels.to(device),
-                generator,
-                config.loss,
-            )
-            for name, value in losses.items():
-                writer.add_scalar(f"train/{name}", value, step)
-            if (step + 1) % config.checkpoint_every == 0:
-                checkpoint.write(players, step + 1, *optimizers)
+    crew.agree(first, config.name)
+    writer = crew.writer(config.weights / "tensorboard" / config.name, first)
+    for step in crew.track(range(first, config.steps), description=f"training {config.name}"):
+        audio, levels, generator = _draw(data, config, step, crew)
+        losses = update(
+            players,
+            rebuild,
+            optimizers,
+            audio.to(device),
+            levels.to(device),
+            generator,
+            config.loss,
+            crew,
+            len(audio) / config.batch_clips,
+        )
+        for name, value in losses.items():
+            writer.add_scalar(f"train/{name}", value, step)
+        if crew.is_first and (step + 1) % config.checkpoint_every == 0:
+            checkpoint.write(players, step + 1, *optimizers)
+    writer.close()
+    if not crew.is_first:
+        return {}
     codec = players.codec.cpu().eval()
     facts = measure_codec(
         codec,
@@ -161,11 +170,15 @@ def update(
     levels: Tensor,
     generator: torch.Generator,
     weights: LossWeights,
+    crew: Crew = ALONE,
+    weight: float = 1.0,
 ) -> Mapping[str, float]:
-    """One step of both sides on audio [B, N], its clips through their levels int64 [B]; the losses
-    before it."""
+    """One step of both sides on this process's audio [B, N], its clips through their levels int64
+    [B], which are `weight` of the whole batch; the whole batch's losses before the step."""
     codec, discriminators = players.codec, players.discriminators
-    quantised = players.averages.quantise(codec.quantizer, codec.embed(audio), levels, generator)
+    quantised = players.averages.quantise(
+        codec.quantizer, codec.embed(audio), levels, generator, crew
+    )
     rebuilt = codec.synthesise(quantised.vectors)
     real, made = discriminators(audio), discriminators(rebuilt)
     losses = {
@@ -176,17 +189,19 @@ def update(
     }
     shares = asdict(weights)
     total = torch.stack([shares[name] * loss for name, loss in losses.items()]).sum()
-    _step(optimizers[0], total)
+    _step(optimizers[0], total, crew, weight)
     judged = discriminator_loss(discriminators(audio), discriminators(rebuilt.detach()))
-    _step(optimizers[1], judged)
+    _step(optimizers[1], judged, crew, weight)
     values = {name: loss.item() for name, loss in losses.items()}
-    return {**values, "discriminator": judged.item(), "codes_replaced": float(quantised.replaced)}
+    values = crew.total({**values, "discriminator": judged.item()}, weight=weight)
+    return {**values, "codes_replaced": float(quantised.replaced)}
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, crew: Crew, weight: float) -> None:
     """Gradients that the other side's loss left here are dropped first."""
     optimizer.zero_grad()
-    loss.backward()
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    crew.backward(loss, own, weight=weight)
     optimizer.step()
 
 
@@ -202,15 +217,17 @@ def _optimizers(
 
 
 def _draw(
-    data: WorldData, config: SoundStreamStageConfig, step: int
+    data: WorldData, config: SoundStreamStageConfig, step: int, crew: Crew = ALONE
 ) -> tuple[Tensor, Tensor, torch.Generator]:
-    """Crops [B, N], the levels int64 [B] of each, and the generator of the codes that are replaced:
-    a pure function of seed and step."""
+    """This process's crops [B, N] of a batch, the levels int64 [B] of each, and the generator of the
+    codes that are replaced: a pure function of seed and step."""
     rng = np.random.default_rng((config.seed, step))
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     clips = rng.integers(len(data), size=config.batch_clips)
     size = crop_size(config)
     starts = rng.integers(data.num_samples - size + 1, size=config.batch_clips)
-    rows = zip(data.audio(clips), starts.tolist(), strict=True)
+    levels = draw_levels(len(clips), config.codec.num_codebooks, generator)
+    own = crew.share(torch.arange(len(clips))).numpy()
+    rows = zip(data.audio(clips[own]), starts[own].tolist(), strict=True)
     audio = torch.stack([clip[start : start + size] for clip, start in rows])
-    return audio, draw_levels(len(clips), config.codec.num_codebooks, generator), generator
+    return audio, crew.share(levels), generator
