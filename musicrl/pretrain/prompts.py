@@ -6,6 +6,7 @@ part; held-out prompts word those of test-split clips (tunes never trained on), 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -13,6 +14,7 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from musicrl.pretrain.attributes import Attributes
 from musicrl.pretrain.world import WorldData
 
 
@@ -30,20 +32,28 @@ class PromptStageConfig:
 
 
 def write_prompts(config: PromptStageConfig) -> dict[str, float]:
-    """Write prompts.parquet; returns the counts."""
-    rows: list[dict[str, str | None]] = []
-    for split, source, count in (
-        ("train", "train", config.train_prompts),
-        ("heldout", "test", config.heldout_prompts),
-    ):
-        rows += _rows(WorldData(config.world, source), split, count, config.seed)
+    """Write prompts.parquet; returns the counts, and how many held-out prompts ask for a combination
+    of attributes that no training clip has."""
+    train, test = (WorldData(config.world, split) for split in ("train", "test"))
+    rows = _rows(train, "train", config.train_prompts, config.seed)
+    heldout = _rows(test, "heldout", config.heldout_prompts, config.seed)
+    rows += heldout
     config.weights.mkdir(parents=True, exist_ok=True)
     path = config.weights / "prompts.parquet"
     partial = path.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
     partial.replace(path)
-    splits = [row["split"] for row in rows]
-    return {f"prompts/{split}": float(splits.count(split)) for split in ("train", "heldout")}
+    counts = {"prompts/train": len(rows) - len(heldout), "prompts/heldout": len(heldout)}
+    if train.is_described:
+        counts["prompts/unseen_combinations"] = count_unseen(heldout, train.attributes)
+    return {name: float(count) for name, count in counts.items()}
+
+
+def count_unseen(rows: Sequence[Mapping[str, str | None]], trained: Sequence[Attributes]) -> int:
+    """Rows whose attributes, as a whole, no clip of `trained` has."""
+    seen = {tuple(known.as_row().items()) for known in trained}
+    names = Attributes.__dataclass_fields__
+    return sum(tuple((name, row[name]) for name in names) not in seen for row in rows)
 
 
 def _rows(data: WorldData, split: str, count: int, seed: int) -> list[dict[str, str | None]]:

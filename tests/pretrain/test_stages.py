@@ -20,8 +20,10 @@ from musicrl.policies.musiclm import MusicLM
 from musicrl.pretrain.calibration import CalibrationStageConfig, calibrate_tagger
 from musicrl.pretrain.embedder import coded_log_mels, train_embedder
 from musicrl.pretrain.policy import Fellows, PolicyStageConfig, train_policy
+from musicrl.pretrain.prompts import PromptStageConfig, count_unseen, write_prompts
 from musicrl.pretrain.tokens import TokenData
 from musicrl.pretrain.world import WorldConfig, WorldData, build_world
+from musicrl.prompts import attribute, load_prompts
 from musicrl.types import Clips
 from musicrl.world import World
 from tests.pretrain.small import POLICY, embedder_stage
@@ -60,6 +62,24 @@ def test_held_out_prompts_are_of_test_tunes_and_distinct(weights: Path) -> None:
     texts = [row["text"] for row in rows if row["split"] == "heldout"]
     assert len(texts) == 20 == len(set(texts))
     assert all(row["instrument"] in row["text"] for row in rows if row["split"] == "heldout")
+
+
+def test_combinations_that_no_training_clip_has_are_counted(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    known = WorldData(tiny_world, "train").attributes
+    rows = [known[0].as_row(), {**known[1].as_row(), "genre": "polka"}, known[2].as_row()]
+    assert count_unseen(rows, known) == 1
+    config = PromptStageConfig(
+        world=tiny_world, weights=tmp_path, train_prompts=40, heldout_prompts=20
+    )
+    found = write_prompts(config)
+    assert (found["prompts/train"], found["prompts/heldout"]) == (40, 20)
+    own = {tuple(a.as_row().values()) for a in known}
+    heldout = load_prompts(tmp_path / "prompts.parquet", split="heldout")
+    names = list(known[0].as_row())
+    asked = [tuple(attribute(prompt, name) for name in names) for prompt in heldout]
+    assert found["prompts/unseen_combinations"] == sum(row not in own for row in asked) > 0
 
 
 def test_the_codec_keeps_more_with_more_levels(weights: Path, tiny_world: Path) -> None:
