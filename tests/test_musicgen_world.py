@@ -50,7 +50,7 @@ def _config(world: Path, out: Path, **settings: Any) -> TrainConfig:
         "rollout": {"prompts_per_step": 4, "samples_per_prompt": 8, "prompts_per_chunk": 2},
         "algorithm": {"baseline": "group_mean", "alpha": 0.001},
         "update": {"learning_rate": 0.01, "microbatch_samples": 32},
-        "cluster": {"learner_threads": 1, "object_store_mb": 100, "task_timeout_seconds": 60.0},
+        "cluster": {"learner_threads": 1, "object_store_mb": 100, "task_timeout_seconds": 120.0},
         "evaluation": {"prompts": 16, "audio_prompts": 1},
     }
     return build(TrainConfig, merge(tree, settings), origin="test")
@@ -90,7 +90,7 @@ def _tensors(config: TrainConfig, file: str) -> dict[str, bytes]:
 def test_the_reward_rises(alone: Any) -> None:
     change = alone[1]["evaluation"]["difference"]["reward"]
     assert change["mean"] > 0.1
-    assert change["mean"] > 3 * change["standard_error"]
+    assert change["mean"] > 4 * change["standard_error"]
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +102,15 @@ def short(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainC
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_controller_trains_it_as_one_process_does(short: Any, tmp_path: Path) -> None:
-    config, summary = short
+def test_the_controller_trains_it_as_one_process_does(alone: Any, tmp_path: Path) -> None:
+    """And the reward rises: on fixed prompts and noise, by several standard errors of the pairs."""
+    config, summary = alone
     settings = to_tree(replace(config, out=tmp_path / "run"))
     ours = build(TrainConfig, merge(settings, {"cluster": {"num_samplers": 1}}), origin="test")
-    assert train(ours)["evaluation"] == summary["evaluation"]
+    trained = train(ours)
+    change = trained["evaluation"]["difference"]["reward"]
+    assert change["mean"] > 4 * change["standard_error"]
+    assert trained["evaluation"] == summary["evaluation"]
     assert _tensors(ours, "learner.safetensors") == _tensors(config, "learner.safetensors")
 
 

@@ -35,6 +35,7 @@ from musicrl.policies.musicgen import MusicGen
 from musicrl.policies.text import PADDING, pad
 from musicrl.sampler.engine import Engine
 from musicrl.sampler.sampling import NO_CONDITION, SamplingConfig
+from musicrl.settings import build
 from musicrl.types import Experience, Prompt, RewardBatch, Rollouts
 from musicrl.update import PolicyUpdate
 from musicrl.update_config import UpdateConfig
@@ -531,6 +532,59 @@ def test_what_the_verb_cannot_export_leaves_no_folder(
     assert not (place / "out").exists()
 
 
+def _experience(policy: Any, sampling: SamplingConfig, step: int) -> Experience:
+    """Eight samples of every prompt, drawn by the policy of version `step`, and a reward of even
+    tokens."""
+    conditions, seeds = pad(PROMPTS, TEXT_SIZE), np.arange(24, dtype=np.uint64)
+    seeds += np.uint64(24 * step)
+    samples = Engine(policy, sampling).generate(conditions, samples_per_prompt=8, seeds=seeds)
+    reward = ((samples.tokens % 2 == 0) & (samples.tokens < VOCAB)).mean((1, 2))
+    group = np.arange(24, dtype=np.int32) // 8
+    rollouts = Rollouts(
+        prompts=tuple(Prompt(id=str(g), text="") for g in group),
+        conditions=conditions.numpy().astype(np.int16).repeat(8, axis=0),
+        tokens=samples.tokens,
+        logprobs=samples.logprobs,
+        group=group,
+        seeds=seeds,
+        version=np.full(24, step, dtype=np.int64),
+    )
+    total = reward.astype(np.float32)
+    rewards = RewardBatch(total=total, terms={}, valid=np.ones(24, np.bool_))
+    return Experience(rollouts=rollouts, rewards=rewards)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_bfloat16_updates_nearly_as_float32_does(folder: Path, guidance: float) -> None:
+    """With layers that run again in the backward pass; weights and gradients stay float32, and what
+    rounding moves between sampler and learner is among the figures."""
+    sampling = SamplingConfig(temperature=1.0, guidance=guidance)
+    algorithm = make_algorithm(AlgorithmConfig(baseline="group_mean", alpha=0.01))
+    drawn = _experience(
+        MusicGen.load(str(folder), num_steps=STEPS, text_size=TEXT_SIZE).policy, sampling, 0
+    )
+    found = []
+    for precision, is_again in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
+        policy = MusicGen.load(str(folder), num_steps=STEPS, text_size=TEXT_SIZE).policy
+        config = build(
+            UpdateConfig,
+            {"precision": precision, "gradient_checkpointing": is_again, "max_grad_norm": None},
+            origin="test",
+        )
+        figures = PolicyUpdate(policy, algorithm, sampling, config).step([drawn])
+        grads = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+        found.append((figures, grads))
+        assert {p.dtype for p in (*policy.parameters(), *grads.values())} == {torch.float32}
+    (exact, whole), (half, rounded), (_, again) = found
+    assert exact["mismatch/max"] < 1e-5 < half["mismatch/max"] < 0.1
+    assert half["mismatch/mean"] < 0.01
+    assert half["policy/loss"] == pytest.approx(exact["policy/loss"], abs=0.05)
+    for name, gradient in rounded.items():
+        off = (gradient - whole[name]).norm() / whole[name].norm()
+        assert 0 < off < 0.1, name
+        assert torch.equal(again[name], gradient), name
+
+
 def test_reinforcement_raises_a_reward(folder: Path) -> None:
     """Of even tokens; by the update that every family of policies has, with the text encoder as it
     was."""
@@ -538,29 +592,14 @@ def test_reinforcement_raises_a_reward(folder: Path) -> None:
     algorithm = make_algorithm(AlgorithmConfig(baseline="group_mean", alpha=0.01))
     sampling = SamplingConfig(temperature=1.0)
     update = PolicyUpdate(policy, algorithm, sampling, UpdateConfig(learning_rate=0.01))
-    conditions = pad(PROMPTS, TEXT_SIZE)
     assert policy.text is not None
     encoder = policy.text.frozen.network
     frozen = [weight.clone() for weight in encoder.parameters()]
     rewards = []
     for step in range(12):
-        seeds = np.arange(24, dtype=np.uint64) + np.uint64(24 * step)
-        samples = Engine(policy, sampling).generate(conditions, samples_per_prompt=8, seeds=seeds)
-        reward = ((samples.tokens % 2 == 0) & (samples.tokens < VOCAB)).mean((1, 2))
-        group = np.arange(24, dtype=np.int32) // 8
-        rollouts = Rollouts(
-            prompts=tuple(Prompt(id=str(g), text="") for g in group),
-            conditions=conditions.numpy().astype(np.int16).repeat(8, axis=0),
-            tokens=samples.tokens,
-            logprobs=samples.logprobs,
-            group=group,
-            seeds=seeds,
-            version=np.full(24, update.version, dtype=np.int64),
-        )
-        total = reward.astype(np.float32)
-        batch = RewardBatch(total=total, terms={}, valid=np.ones(24, np.bool_))
-        figures = update.step([Experience(rollouts=rollouts, rewards=batch)])
-        rewards.append(float(reward.mean()))
+        experience = _experience(policy, sampling, step)
+        figures = update.step([experience])
+        rewards.append(float(experience.rewards.total.mean()))
         assert figures["mismatch/max"] < 1e-5
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1
     assert all(torch.equal(a, b) for a, b in zip(frozen, encoder.parameters(), strict=True))
