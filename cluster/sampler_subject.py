@@ -25,7 +25,7 @@ from musicrl.sampler.engine import Engine
 from musicrl.sampler.sampling import Precision, SamplingConfig
 from musicrl.world import World
 
-Shape = Literal["world", "12M", "25M", "100M", "musicgen-20M"]
+Shape = Literal["world", "12M", "25M", "100M", "musicgen-1M", "musicgen-20M", "musicgen-small"]
 EngineName = Literal["reference", "musicrl", "hf", "hf-tcmalloc", "vllm", "vllm-tcmalloc"]
 TEXT = "a slow fiddle tune on the flute"
 TOP_K = 250
@@ -54,15 +54,34 @@ def _llama(width: int, layers: int, mlp: int) -> DelayedConfig:
     )
 
 
+def _delayed(width: int, layers: int, heads: int) -> DelayedConfig:
+    return DelayedConfig(
+        num_steps=1024,
+        condition_levels=PROMPT,
+        width=width,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        mlp_width=4 * width,
+    )
+
+
 SHAPES: Mapping[Shape, DelayedConfig] = {
     "12M": _llama(384, 6, 1024),
     "25M": _llama(512, 8, 1280),
     "100M": _llama(768, 14, 2048),
-    "musicgen-20M": DelayedConfig(num_steps=1024, condition_levels=PROMPT),
+    "musicgen-1M": _delayed(64, 2, 2),
+    "musicgen-20M": _delayed(384, 6, 6),
+    "musicgen-small": _delayed(1024, 24, 16),
 }
-"""Llama-like decoders with heads of 64, and MusicGen's form with four codebooks."""
+"""Llama-like decoders with heads of 64, and MusicGen's form with four codebooks: two small ones, and
+`facebook/musicgen-small`'s own (420M)."""
 LLAMA_LIKE: tuple[Shape, ...] = ("12M", "25M", "100M")
-GUIDANCE: Mapping[Shape, float] = {"musicgen-20M": 3.0}
+GUIDANCE: Mapping[Shape, float] = {
+    "musicgen-1M": 3.0,
+    "musicgen-20M": 3.0,
+    "musicgen-small": 3.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +164,7 @@ def _peer(subject: Subject) -> Callable[[], object]:
     dtype = torch.bfloat16 if subject.dtype == "bfloat16" else torch.float32
     is_musicgen = subject.shape in GUIDANCE
     config = SHAPES[subject.shape]
-    model = _musicgen(config) if is_musicgen else _llama_model(config)
+    model = musicgen_peer(config) if is_musicgen else _llama_model(config)
     model = model.to(subject.device, dtype).eval()
     settings: dict[str, Any] = {
         "do_sample": True,
@@ -190,8 +209,8 @@ def _llama_sizes(config: DelayedConfig) -> dict[str, Any]:
     }
 
 
-def _musicgen(config: DelayedConfig) -> Any:
-    """With a text encoder and a codec so small that the decoder takes the time."""
+def musicgen_peer(config: DelayedConfig) -> Any:
+    """transformers' model of that shape, with a text encoder and a codec so small that the decoder takes the time."""
     from transformers import (
         EncodecConfig,
         MusicgenConfig,

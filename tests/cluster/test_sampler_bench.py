@@ -19,7 +19,7 @@ from cluster.sampler_bench import (
     bench_sampler,
     to_table,
 )
-from cluster.sampler_subject import SHAPES, Subject
+from cluster.sampler_subject import GUIDANCE, SHAPES, Shape, Subject, musicgen_peer
 from cluster.sampler_worker import Worker
 from musicrl.policies.delayed import DelayedLM
 from musicrl.sampler.cost import step_cost
@@ -82,6 +82,16 @@ def test_vllm_is_given_the_model_that_we_time() -> None:
     prefix = sum(p.numel() for name, p in own.named_parameters() if "condition" in name)
     numbers = sum(p.numel() for p in own.parameters()) - prefix
     assert sum(p.numel() for p in peer.parameters()) == pytest.approx(numbers, rel=0.001)
+
+
+@pytest.mark.parametrize("shape", GUIDANCE)
+def test_transformers_is_given_the_musicgen_that_we_time(shape: Shape) -> None:
+    pytest.importorskip("transformers")
+    with torch.device("meta"):
+        peer = musicgen_peer(SHAPES[shape]).decoder
+        own = DelayedLM(SHAPES[shape])
+    sizes = {name: p.numel() for name, p in own.named_parameters() if "condition" not in name}
+    assert sum(p.numel() for p in peer.parameters()) == sum(sizes.values())
 
 
 def test_speed_is_relative_to_the_first_engine_of_the_same_precision() -> None:
