@@ -23,7 +23,7 @@ from musicrl.checkpoint import save_tensors
 from musicrl.codecs.base import ChannelCodec
 from musicrl.codecs.stereo import musicgen_codec
 from musicrl.embedders.base import JointEmbedder
-from musicrl.embedders.clap import Clap
+from musicrl.embedders.table import load_pretrained
 from musicrl.layout import DelayedLayout
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
@@ -44,7 +44,7 @@ class MusicGenWorldConfig:
     model: str
     """The MusicGen: hub:ID, or path:DIR, from the world's folder on."""
     embedder: str
-    """The joint embedding of the reward `text`, a CLAP, named as the model."""
+    """The joint embedding of the reward `text`, a CLAP or a MuQ-MuLan, named as the model."""
     clip_seconds: float = 10.0
     """Length of a whole clip."""
     text_size: int = 64
@@ -89,7 +89,7 @@ class MusicGenWorld:
         if policy is not None:
             model.load_policy(policy)
         model.conditioner([""])  # a folder whose tokeniser cannot be read is refused before a run
-        world = cls(model=model, codec=codec, embedder=_listener(heard), folder=folder)
+        world = cls(model=model, codec=codec, embedder=_listener(heard, config), folder=folder)
         world.check()
         return world
 
@@ -214,7 +214,7 @@ def load_judge(folder: Path) -> JointEmbedder | None:
         raise ValueError(
             f"{folder / WORLD_FILE}: judge {config.judge!r} is the embedder of the reward"
         )
-    return _listener(place)
+    return _listener(place, config)
 
 
 def _check_family(place: Path) -> None:
@@ -223,9 +223,9 @@ def _check_family(place: Path) -> None:
         check_family(values)
 
 
-def _listener(place: Path) -> JointEmbedder:
+def _listener(place: Path, config: MusicGenWorldConfig) -> JointEmbedder:
     LOG.warning("weights of %s: licence %s", place, licence(place))
-    return Clap.from_folder(place)
+    return load_pretrained(place, downloads=config.downloads)
 
 
 def _find(reference: str, folder: Path, config: MusicGenWorldConfig) -> Path:

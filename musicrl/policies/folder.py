@@ -19,7 +19,10 @@ from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
-PICKLE = ": pytorch_model.bin is a pickle and is not read; transformers saves it as safetensors"
+PICKLE = (
+    ": pytorch_model.bin is a pickle and is not read; outside of musicrl, transformers' save_pretrained, "
+    "or torch.load(..., weights_only=True) and safetensors.torch.save_file, make safetensors of it"
+)
 ASK = "`hf download {}` or the setting `downloads` fetches it"
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "README.md"]
 
