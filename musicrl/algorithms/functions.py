@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from musicrl.chunks import chunks
+
 Estimator = Literal["k1", "k2", "k3"]
 
 
@@ -90,28 +92,49 @@ def exact_kl(*, logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 class _ExactKL(torch.autograd.Function):
-    """`exact_kl`, whose gradient, pi (log pi - log pi_ref + 1), is two passes over the vocabulary
-    instead of seven."""
+    """`exact_kl`, whose gradient is pi (log pi - log pi_ref + 1). Shares and gaps are made again for
+    it, a few rows at a time, in place of being kept."""
 
     @staticmethod
     def forward(ctx: Any, logprobs: Tensor, reference: Tensor) -> Tensor:
-        share = logprobs.exp()
-        gap = (logprobs - reference).masked_fill_(share == 0, 0.0)
-        ctx.save_for_backward(share, gap)
-        return (share * gap).sum(-1)
+        ctx.save_for_backward(logprobs, reference)
+        own, others = (x.flatten(0, -2) for x in (logprobs, reference))
+        found = own.new_empty(len(own))
+        for rows in chunks(own):
+            share, gap = _shares(own[rows], others[rows])
+            found[rows] = gap.mul_(share).sum(-1)
+        return found.view(logprobs.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
-        share, gap = ctx.saved_tensors
-        outer = gradients[0].unsqueeze(-1)
-        own = torch.addcmul(share, share, gap).mul_(outer)
-        return own, share.neg().mul_(outer) if ctx.needs_input_grad[1] else None
+        logprobs, reference = ctx.saved_tensors
+        of_reference = torch.empty_like(reference) if ctx.needs_input_grad[1] else None
+        of_own = torch.empty_like(logprobs)
+        own, others, first = (x.flatten(0, -2) for x in (logprobs, reference, of_own))
+        outer = gradients[0].reshape(-1, 1)
+        for rows in chunks(own):
+            share, gap = _shares(own[rows], others[rows])
+            torch.addcmul(share, share, gap, out=first[rows]).mul_(outer[rows])
+            if of_reference is not None:
+                of_reference.flatten(0, -2)[rows] = share.neg_().mul_(outer[rows])
+        return of_own, of_reference
+
+
+def _shares(logprobs: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """pi, and log pi - log pi_ref: finite, so that it counts for nothing where pi is 0."""
+    lowest = torch.finfo(logprobs.dtype).min
+    gap = logprobs.clamp(min=lowest).sub_(reference.clamp(min=lowest))
+    return logprobs.exp(), gap
 
 
 def entropy(logprobs: Tensor) -> Tensor:
     """-sum_a pi(a|s) log pi(a|s), nats [...], of log-distributions [..., V]."""
-    finite = logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
-    return -finite.mul_(logprobs.exp()).sum(-1)
+    lowest, flat = torch.finfo(logprobs.dtype).min, logprobs.reshape(-1, logprobs.shape[-1])
+    found = flat.new_empty(len(flat))
+    for rows in chunks(flat):
+        part = flat[rows]
+        found[rows] = part.clamp(min=lowest).mul_(part.exp()).sum(-1)
+    return found.neg_().view(logprobs.shape[:-1])
 
 
 def kl_estimate(*, logp: Tensor, reference_logp: Tensor, kind: Estimator) -> Tensor:

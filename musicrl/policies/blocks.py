@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from musicrl.policies.backward import attend_in_double
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(queries [..., H, D], keys [..., Hkv, D], values [..., Hkv, D]) -> mixed values [..., H, D]."""
 
@@ -32,9 +34,14 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.view_as_real(pairs * torch.view_as_complex(rotation)).flatten(-2)
 
 
-def attend_causally(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Every position of [B, T, H, D] over itself and the positions before it."""
-    return _attend(query, key, value, is_causal=True)
+def attend_causally(query: Tensor, key: Tensor, value: Tensor, *, in_torch: bool = False) -> Tensor:
+    """Every position of [B, T, H, D] over itself and the positions before it; `in_torch` alone, or
+    also in C."""
+    is_exact = value.dtype == torch.float32 and value.device.type == "cpu"
+    if in_torch or not is_exact or query.shape[2] != key.shape[2]:
+        return _attend(query, key, value, is_causal=True)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return attend_in_double(query, key, value).transpose(1, 2)
 
 
 def attend_over(query: Tensor, key: Tensor, value: Tensor, lens: Tensor | None = None) -> Tensor:

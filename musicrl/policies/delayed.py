@@ -108,6 +108,9 @@ class DelayedLM(nn.Module):
         hidden = self.hidden(tokens, conditions).flatten(0, 1)
         with torch.autocast(hidden.device.type, enabled=False):  # as every backend of the sampler
             logits = self.logits(ReferenceOps(), hidden.float())
+        if K == 1:  # no cell is without a frame
+            never = logits.new_full((B * S, 1, 1), -torch.inf)
+            return torch.cat([logits, never], -1).view(B, S, 1, -1)
         steps = torch.arange(S, device=tokens.device).repeat(B)
         is_empty = self.is_empty(steps, torch.full_like(steps, S))
         return with_special(logits, is_empty).view(B, S, K, -1)

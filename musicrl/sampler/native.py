@@ -18,7 +18,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = tuple(
-    HERE / name for name in ("kernels.c", "mixing.c", "products.c", "tiles.c", "draws.c")
+    HERE / name
+    for name in ("kernels.c", "mixing.c", "products.c", "tiles.c", "draws.c", "causal.c")
 )
 HEADERS = tuple(HERE / name for name in ("attention.h", "norms.h", "numbers.h", "vectors.h"))
 FLAGS = (
@@ -36,6 +37,7 @@ FLAGS = (
 _LOG = logging.getLogger(__name__)
 _int, _float, _pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 SIGNATURES = {
+    "attend_causally": [*[_pointer] * 7, *[_int] * 5],
     "attend": [*[_pointer] * 8, *[_int] * 9],
     "layer_norm": [*[_pointer] * 3, _float, *[_int] * 2, _pointer, _int],
     "rms_norm": [_pointer, _pointer, _float, *[_int] * 2, _pointer, _int],

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from musicrl.policies.backward import rms_norm, swiglu
 from musicrl.policies.blocks import attend_causally, rotate
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.ops import EPS, Norm, feed_forward, norm_linear
@@ -38,8 +39,7 @@ class ReferenceOps:
         return F.gelu(product(x, weight))
 
     def linear_swiglu(self, x: Tensor, weight: Tensor) -> Tensor:
-        gate, up = product(x, weight).chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return swiglu(product(x, weight))
 
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
         return residual + product(x, weight)
@@ -59,7 +59,7 @@ class ReferenceOps:
         return F.layer_norm(x, weight.shape, weight, offset, eps=EPS)
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, eps=EPS)
+        return rms_norm(x, weight, EPS)
 
     def attend(
         self, qkv: Tensor, kv: PagedKV, layer: int, rows: Rows, rotation: Tensor | None
@@ -114,7 +114,7 @@ def attend_varlen(query: Tensor, key: Tensor, value: Tensor, span: Span) -> Tens
         x.new_zeros(num_rows, span.longest, *x.shape[1:]).index_put((span.rows, span.positions), x)
         for x in (query, key, value)
     )
-    return attend_causally(*padded)[span.rows, span.positions]
+    return attend_causally(*padded, in_torch=True)[span.rows, span.positions]
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
