@@ -1,8 +1,12 @@
-"""A process of the sampler's benchmark, under the interpreter and the allocator of its engine."""
+"""A process of the sampler's benchmark, under the interpreter and the allocator of its engine.
+
+It and its children stand still while others have their turn: idle processes of some engines spin.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -27,7 +31,7 @@ TCMALLOC = ("tcmalloc_minimal", "tcmalloc")
 
 
 class Worker:
-    """A process that generates when asked to."""
+    """A process that generates when asked to, and from then on does nothing else."""
 
     def __init__(self, subject: Subject, vllm_python: Path | None = None) -> None:
         self.subject, environment, openmp = subject, dict(os.environ), list[str]()
@@ -48,6 +52,7 @@ class Worker:
             stderr=self._said,
             text=True,
             env=environment,
+            process_group=0,  # with its children; the kernel ends it if this process dies
         )
 
     def __enter__(self) -> Self:
@@ -56,13 +61,14 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._signal(signal.SIGCONT)
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.stdout.close()
         try:
             self._process.wait(SECONDS_TO_END)  # vLLM has children to end
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
             self._process.wait()
         self._said.close()
 
@@ -70,16 +76,24 @@ class Worker:
         """Seconds of one generation. Raises RuntimeError when the process has failed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._signal(signal.SIGCONT)
         try:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
-            return float(self._process.stdout.readline())
+            seconds = float(self._process.stdout.readline())
         except (ValueError, BrokenPipeError) as fault:
             self._process.communicate()
             self._said.seek(0)
             said = self._said.read().strip().splitlines()
             last = said[-1] if said else "it said nothing"
             raise RuntimeError(f"engine {self.subject.engine} failed: {last}") from fault
+        self._signal(signal.SIGSTOP)
+        return seconds
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the process and its children, unless all have ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
 
 def tcmalloc() -> str | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,6 +62,46 @@ def test_an_engine_that_fails_is_named() -> None:
         pytest.raises(RuntimeError, match=r"engine musicrl failed: .*num_steps must be 1 to 1024"),
     ):
         worker.generate()
+
+
+SPINNING = """#!{python}
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+try:
+    for _ in sys.stdin:
+        print(child.pid, flush=True)
+finally:
+    child.kill()
+"""
+"""An engine whose child is never idle; it answers with the child's number."""
+
+
+def state(process: int) -> str:
+    """First letter of what the system says of a process: R runs, T is stopped; none: it has ended."""
+    command = ["ps", "-o", "stat=", "-p", str(process)]
+    said = subprocess.run(command, check=False, capture_output=True, text=True)
+    return said.stdout.strip()[:1]
+
+
+def becomes(process: int, *wanted: str) -> bool:
+    for _ in range(500):
+        if state(process) in wanted:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_an_engine_stands_still_while_others_have_their_turn(tmp_path: Path) -> None:
+    engine = tmp_path / "python"
+    engine.write_text(SPINNING.format(python=sys.executable))
+    engine.chmod(0o700)
+    subject = Subject(shape="12M", engine="vllm", dtype="float32", batch=1, threads=1, steps=2)
+    with Worker(subject, engine) as worker:
+        child = int(worker.generate())
+        assert becomes(child, "T")
+        assert int(worker.generate()) == child  # it goes on where it was
+        assert becomes(child, "T")
+    assert becomes(child, "", "Z")
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
