@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from musicrl.sampler.addresses import address
-from musicrl.sampler.blas import rounded_product
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.chains import chains_of, exact_product
 from musicrl.sampler.ops import EPS, Norm, feed_forward, norm_linear
@@ -22,6 +21,7 @@ from musicrl.sampler.panels import columns, halves, panels
 from musicrl.sampler.reference import FEWEST_ROWS, attend_varlen, padded, product
 from musicrl.sampler.sampling import Drawn, Precision, SamplingConfig
 from musicrl.sampler.summation import Packed, pack, parts_of, product_in_parts
+from musicrl.sampler.tile_routine import tile_routine
 from musicrl.sampler.tiles import ADD, BOTH, GELU, KEEP, SWIGLU, Tiles
 
 FEW_ROWS = 16
@@ -30,7 +30,7 @@ processor without products of bfloat16 they are C for any number."""
 FEW_EXACT_ROWS = 32
 """Up to so many rows, products in float32 are C where it gives the bits of torch."""
 FEW_TILE_ROWS = 8
-"""The same where a library's routine multiplies whole tiles of bfloat16 (blas.py)."""
+"""The same where a library's routine multiplies whole tiles of bfloat16 (tile_routine.py)."""
 SMALL_WEIGHT = 2**17
 """Weights of so few numbers are multiplied by both halves of what enters `linear`, as bfloat16: it costs
 next to nothing, and queries and keys of narrow layers are where rounding tells most."""
@@ -50,11 +50,11 @@ class CpuOps:
         self._num_rows = max(num_rows, FEWEST_ROWS)
         self.kv_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._threads = torch.get_num_threads()
-        gemm = rounded_product() if precision == "bfloat16" else None
-        self._tiles = None if gemm is None else Tiles(library, gemm, self._threads)
+        routine = tile_routine() if precision == "bfloat16" else None
+        self._tiles = None if routine is None else Tiles(library, routine, self._threads)
         has_panels = num_rows <= FEW_ROWS or not has_bfloat16_products()
-        self._is_fused = precision == "bfloat16" and (has_panels or gemm is not None)
-        has_tiles = gemm is not None and num_rows > FEW_TILE_ROWS
+        self._is_fused = precision == "bfloat16" and (has_panels or routine is not None)
+        has_tiles = routine is not None and num_rows > FEW_TILE_ROWS
         self._in_panels = dict.fromkeys((KEEP, ADD, SWIGLU, GELU), has_panels and not has_tiles)
         self._in_panels[BOTH] = has_panels
         self._are_few = num_rows <= FEW_EXACT_ROWS
@@ -101,14 +101,14 @@ class CpuOps:
         after = self._kept(weight)
         if not self._is_fused or self._in_panels[after] or self._tiles is None:
             return norm_linear(self, x, norm, weight)
-        return self._tiles.norm_product(x, *norm, weight, after)
+        return self._tiles.product(x, weight, after, norm=norm)
 
     def feed_forward(
         self, x: Tensor, norm: Norm, up: Tensor, down: Tensor, *, is_gated: bool
     ) -> Tensor:
         if not self._is_fused or self._in_panels[ADD] or self._tiles is None:
             return feed_forward(self, x, norm, up, down, is_gated=is_gated)
-        return self._tiles.feed_forward(x, *norm, up, down, SWIGLU if is_gated else GELU)
+        return self._tiles.feed_forward(x, norm, up, down, SWIGLU if is_gated else GELU)
 
     def logits(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._product(x, weight, torch.float32)

@@ -117,42 +117,49 @@ void attend(const float *x, const float *rotation, void *keys, void *values, con
     }
 }
 
+void layer_norm_row(const float *x, const float *weight, const float *offset, float epsilon,
+                    int width, float *out)
+{
+    double sum = 0.0, squares = 0.0;
+#pragma omp simd reduction(+ : sum)
+    for (int i = 0; i < width; i++)
+        sum += x[i];
+    const float mean = (float)(sum / width);
+#pragma omp simd reduction(+ : squares)
+    for (int i = 0; i < width; i++)
+        squares += (double)(x[i] - mean) * (x[i] - mean);
+    float scale = (float)(1.0 / sqrt(squares / width + epsilon));
+    for (int i = 0; i < width; i++)
+        out[i] = (x[i] - mean) * scale * weight[i];
+    if (offset)
+        for (int i = 0; i < width; i++)
+            out[i] += offset[i];
+}
+
+void rms_norm_row(const float *x, const float *weight, float epsilon, int width, float *out)
+{
+    double squares = 0.0;
+#pragma omp simd reduction(+ : squares)
+    for (int i = 0; i < width; i++)
+        squares += (double)x[i] * x[i];
+    float scale = (float)(1.0 / sqrt(squares / width + epsilon));
+    for (int i = 0; i < width; i++)
+        out[i] = x[i] * scale * weight[i];
+}
+
 void layer_norm(const float *x, const float *weight, const float *offset, float epsilon, int rows,
                 int width, float *out, int threads)
 {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > 64)
-    for (int b = 0; b < rows; b++) {
-        const float *row = x + (size_t)b * width;
-        float *to = out + (size_t)b * width;
-        double sum = 0.0, squares = 0.0;
-#pragma omp simd reduction(+ : sum)
-        for (int i = 0; i < width; i++)
-            sum += row[i];
-        const float mean = (float)(sum / width);
-#pragma omp simd reduction(+ : squares)
-        for (int i = 0; i < width; i++)
-            squares += (double)(row[i] - mean) * (row[i] - mean);
-        float scale = (float)(1.0 / sqrt(squares / width + epsilon));
-        for (int i = 0; i < width; i++)
-            to[i] = (row[i] - mean) * scale * weight[i];
-        if (offset)
-            for (int i = 0; i < width; i++)
-                to[i] += offset[i];
-    }
+    for (int b = 0; b < rows; b++)
+        layer_norm_row(x + (size_t)b * width, weight, offset, epsilon, width,
+                       out + (size_t)b * width);
 }
 
 void rms_norm(const float *x, const float *weight, float epsilon, int rows, int width, float *out,
               int threads)
 {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > 64)
-    for (int b = 0; b < rows; b++) {
-        const float *row = x + (size_t)b * width;
-        double squares = 0.0;
-#pragma omp simd reduction(+ : squares)
-        for (int i = 0; i < width; i++)
-            squares += (double)row[i] * row[i];
-        float scale = (float)(1.0 / sqrt(squares / width + epsilon));
-        for (int i = 0; i < width; i++)
-            out[(size_t)b * width + i] = row[i] * scale * weight[i];
-    }
+    for (int b = 0; b < rows; b++)
+        rms_norm_row(x + (size_t)b * width, weight, epsilon, width, out + (size_t)b * width);
 }

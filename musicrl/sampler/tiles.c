@@ -1,7 +1,8 @@
 /* Products in bfloat16 by a library's own routine, with what comes before and after in one call.
  *
- * The routine is the linear algebra library's (blas.py finds it); it multiplies bfloat16 and adds in
- * float32, so that the numbers that enter are rounded and those that leave are not. */
+ * The routine is torch's (tile_routine.py finds it); it multiplies a few columns of weights, which lie
+ * as it reads them, by all rows, and adds in float32: the numbers that enter are rounded and those
+ * that leave are not. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -20,108 +21,141 @@
  * GELU, or kept when both halves of the numbers that enter are multiplied. The first three as in
  * products.c. */
 enum { KEEP, ADD, SWIGLU, GELU, BOTH };
-enum { FEW = 8192 };
+enum { PANEL = 32, TILE_ROWS = 16 };
 
-/* C = alpha A B + beta C of column-major matrices, as FORTRAN calls it: A and B bfloat16, C float32.
- * Whole numbers are read through pointers to 32 or 64 bits: the latter serve both. */
-typedef void gemm_t(const char *trans_a, const char *trans_b, const int64_t *m, const int64_t *n,
-                    const int64_t *k, const float *alpha, const uint16_t *a, const int64_t *lda,
-                    const uint16_t *b, const int64_t *ldb, const float *beta, float *c,
-                    const int64_t *ldc);
+/* c [m, n] = a [m, k] by b, float32 of bfloat16; rows of c lie ldc apart, those of a lda. b has two
+ * rows of a panel's ldb columns side by side, which `is_paired` says. */
+typedef void multiply_t(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc,
+                        _Bool adds, const uint16_t *a, const uint16_t *b, float *c,
+                        _Bool is_paired);
+/* What a thread that has multiplied must say before others use its tiles. */
+typedef void release_t(_Bool is_paired);
 
-static void swiglu_row(const float *both, float *out, int width)
+typedef struct {
+    multiply_t *multiply;
+    release_t *release;
+    float *scratch; /* [threads, 2 * rows, 2 * PANEL] of whole rows */
+    int rows, threads;
+} tiles_t;
+
+static inline int filled(int count, int part) { return (count + part - 1) / part * part; }
+
+/* A norm, if there is one, and rows as bfloat16, in rows of whole panels that end in zeros; what was
+ * lost follows behind all rows if asked. */
+static void enter(const tiles_t *at, const float *x, const float *norm, const float *offset,
+                  float epsilon, float *normed, uint16_t *halves, int inputs, int is_split)
 {
-    for (int i = 0; i < width; i++)
-        out[i] = silu(both[i]) * both[width + i];
-}
-
-static void gelu_row(const float *x, float *out, int width)
-{
-    for (int i = 0; i < width; i++)
-        out[i] = gelu(x[i]);
-}
-
-static void join_row(const float *high, const float *low, float *out, int width)
-{
-    for (int i = 0; i < width; i++)
-        out[i] = high[i] + low[i];
-}
-
-/* `rows` rows as bfloat16; as many rows of what was lost follow if asked. */
-static void round_rows(const float *x, uint16_t *halves, int rows, int inputs, int is_split,
-                       int threads)
-{
-    const size_t count = (size_t)rows * inputs;
-#pragma omp parallel for num_threads(threads) schedule(static) if (count > FEW)
-    for (int b = 0; b < rows; b++) {
+    const int width = filled(inputs, PANEL);
+    const size_t count = (size_t)filled(at->rows, TILE_ROWS) * width;
+#pragma omp for schedule(static)
+    for (int b = 0; b < at->rows; b++) {
         const float *from = x + (size_t)b * inputs;
-        uint16_t *high = halves + (size_t)b * inputs, *low = high + count;
+        float *to = normed + (size_t)b * inputs;
+        uint16_t *high = halves + (size_t)b * width, *low = high + count;
+        if (norm && offset)
+            layer_norm_row(from, norm, offset, epsilon, inputs, to);
+        else if (norm)
+            rms_norm_row(from, norm, epsilon, inputs, to);
+        from = norm ? to : from;
         for (int i = 0; i < inputs; i++)
             high[i] = rounded(from[i]);
-        if (is_split)
+        memset(high + inputs, 0, (width - inputs) * sizeof *high);
+        if (is_split) {
             for (int i = 0; i < inputs; i++)
                 low[i] = rounded(from[i] - wide(high[i]));
+            memset(low + inputs, 0, (width - inputs) * sizeof *low);
+        }
     }
 }
 
-/* x [rows, inputs] by bfloat16 weights [outputs, inputs] to out [rows, outputs], float32.
- *
- *   residual  [rows, outputs], with ADD
- *   halves    room for 2 * rows * inputs bfloat16
- *   sums      room for 2 * rows * outputs float32
- *
- * With SWIGLU `outputs` counts both halves, and out is [rows, outputs / 2]. x is rounded; with BOTH
- * what was lost is multiplied too, as rows of their own. */
-void tile_product(gemm_t *gemm, const float *x, const uint16_t *weight, const float *residual,
-                  float *out, uint16_t *halves, float *sums, int rows, int inputs, int outputs,
-                  int after, int threads)
+/* What comes after, for a panel's part of one row. */
+static inline void follow(const float *sums, const float *lost, const float *residual, float *line,
+                          int count, int after)
 {
-    const int is_split = after == BOTH, is_done = after == KEEP || after == ADD;
-    const int width = after == SWIGLU ? outputs / 2 : outputs;
-    const int64_t m = outputs, n = is_split ? 2 * rows : rows, k = inputs;
-    const size_t count = (size_t)rows * outputs;
-    const float one = 1.0f, beta = after == ADD ? 1.0f : 0.0f;
-    round_rows(x, halves, rows, inputs, is_split, threads);
-    if (after == ADD)
-        memcpy(out, residual, count * sizeof *out);
-    gemm("T", "N", &m, &n, &k, &one, weight, &k, halves, &k, &beta, is_done ? out : sums, &m);
-    if (is_done)
-        return;
-#pragma omp parallel for num_threads(threads) schedule(static) if (count > FEW)
-    for (int b = 0; b < rows; b++) {
-        const float *own = sums + (size_t)b * outputs;
-        float *to = out + (size_t)b * width;
-        if (after == BOTH)
-            join_row(own, own + count, to, width);
-        else if (after == GELU)
-            gelu_row(own, to, width);
-        else
-            swiglu_row(own, to, width);
-    }
-}
-
-/* The same of x's norm, in `normed` [rows, inputs]; without an offset by root mean square. */
-void norm_product(gemm_t *gemm, const float *x, const float *norm, const float *offset,
-                  float epsilon, const uint16_t *weight, float *out, float *normed,
-                  uint16_t *halves, float *sums, int rows, int inputs, int outputs, int after,
-                  int threads)
-{
-    if (offset)
-        layer_norm(x, norm, offset, epsilon, rows, inputs, normed, threads);
+    if (after == SWIGLU)
+        for (int i = 0; i < PANEL; i++)
+            line[i] = silu(sums[i]) * sums[PANEL + i];
+    else if (after == GELU)
+        for (int i = 0; i < PANEL; i++)
+            line[i] = gelu(sums[i]);
+    else if (after == BOTH)
+        for (int i = 0; i < PANEL; i++)
+            line[i] = sums[i] + lost[i];
     else
-        rms_norm(x, norm, epsilon, rows, inputs, normed, threads);
-    tile_product(gemm, normed, weight, NULL, out, halves, sums, rows, inputs, outputs, after,
-                 threads);
+        memcpy(line, sums, PANEL * sizeof *line);
+    if (after == ADD)
+        for (int i = 0; i < count; i++)
+            line[i] += residual[i];
 }
 
-/* x [rows, width] and what a perceptron makes of its norm: up to `outputs`, GELU or SWIGLU to
- * `hidden`, down to width. `normed` and `wide` have room for rows of the wider of both. */
-void feed_forward(gemm_t *gemm, const float *x, const float *norm, const float *offset,
-                  float epsilon, const uint16_t *up, const uint16_t *down, float *out,
-                  float *normed, float *wide, uint16_t *halves, float *sums, int rows, int width,
-                  int outputs, int hidden, int after, int threads)
+/* halves by the panels of a weight and what comes after, to out [rows, outputs], or rounded to
+ * `narrow`, whose rows are whole panels. */
+static void multiply(const tiles_t *at, const uint16_t *halves, const uint16_t *weight,
+                     const float *residual, float *out, uint16_t *narrow, int inputs, int outputs,
+                     int after)
 {
-    norm_product(gemm, x, norm, offset, epsilon, up, wide, normed, halves, sums, rows, width,
-                 outputs, after, threads);
-    tile_product(gemm, wide, down, x, out, halves, sums, rows, hidden, width, ADD, threads);
+    const int whole = filled(at->rows, TILE_ROWS), rows = after == BOTH ? 2 * whole : whole;
+    const int width = after == SWIGLU ? 2 * PANEL : PANEL, count = filled(outputs, PANEL) / PANEL;
+    const int64_t depth = filled(inputs, PANEL);
+#pragma omp for schedule(static, 1)
+    for (int part = 0; part < at->threads; part++) {
+        float *sums = at->scratch + (size_t)part * 4 * whole * PANEL;
+        const int last = (int)((int64_t)count * (part + 1) / at->threads);
+        for (int p = (int)((int64_t)count * part / at->threads); p < last; p++) {
+            const int first = p * PANEL, left = outputs - first < PANEL ? outputs - first : PANEL;
+            at->multiply(rows, width, depth, depth, width, width, 0, halves,
+                         weight + (size_t)p * width * depth, sums, 1);
+            for (int b = 0; b < at->rows; b++) {
+                float line[PANEL];
+                const float *own = sums + (size_t)b * width;
+                const size_t place = (size_t)b * outputs + first;
+                follow(own, own + whole * PANEL, residual + place, line, left, after);
+                if (!narrow)
+                    memcpy(out + place, line, left * sizeof *line);
+                else
+                    for (int i = 0; i < PANEL; i++)
+                        narrow[(size_t)b * filled(outputs, PANEL) + first + i] = rounded(line[i]);
+            }
+        }
+        at->release(1);
+    }
+}
+
+/* x [rows, inputs] by bfloat16 weights to out [rows, outputs], float32.
+ *
+ *   norm, offset  [inputs]: x is normed first, without an offset by root mean square; NULL: it is not
+ *   weight        [panels, inputs / 2, columns, 2] of whole panels; with SWIGLU a panel is followed by
+ *                 that of the other half
+ *   residual      [rows, outputs], with ADD
+ *   normed        room for rows * inputs float32
+ *   halves        room for 2 * rows * inputs bfloat16, whole rows and panels
+ *
+ * x is rounded; with BOTH what was lost is multiplied too, as rows of their own. */
+void tile_product(multiply_t *by, release_t *release, const float *x, const float *norm,
+                  const float *offset, float epsilon, const uint16_t *weight,
+                  const float *residual, float *out, float *normed, uint16_t *halves,
+                  float *scratch, int rows, int inputs, int outputs, int after, int threads)
+{
+    const tiles_t at = {by, release, scratch, rows, threads};
+#pragma omp parallel num_threads(threads)
+    {
+        enter(&at, x, norm, offset, epsilon, normed, halves, inputs, after == BOTH);
+        multiply(&at, halves, weight, residual, out, NULL, inputs, outputs, after);
+    }
+}
+
+/* x [rows, width] and what a perceptron makes of its norm: `up` with GELU or SWIGLU to `hidden`, down
+ * to width. `narrow` has room for rows * hidden bfloat16, whole rows and panels. */
+void feed_forward(multiply_t *by, release_t *release, const float *x, const float *norm,
+                  const float *offset, float epsilon, const uint16_t *up, const uint16_t *down,
+                  float *out, float *normed, uint16_t *halves, uint16_t *narrow, float *scratch,
+                  int rows, int width, int hidden, int after, int threads)
+{
+    const tiles_t at = {by, release, scratch, rows, threads};
+#pragma omp parallel num_threads(threads)
+    {
+        enter(&at, x, norm, offset, epsilon, normed, halves, width, 0);
+        multiply(&at, halves, up, NULL, NULL, narrow, width, hidden, after);
+        multiply(&at, narrow, down, x, out, NULL, hidden, width, ADD);
+    }
 }

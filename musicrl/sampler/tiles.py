@@ -8,91 +8,98 @@ from __future__ import annotations
 from ctypes import CDLL
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from musicrl.sampler.addresses import address
-from musicrl.sampler.ops import EPS
+from musicrl.sampler.ops import EPS, Norm
+from musicrl.sampler.tile_routine import TileRoutine, paired
 
 KEEP, ADD, SWIGLU, GELU, BOTH = range(5)
 """What `products.c` and `tiles.c` do with their sums."""
+PANEL, TILE_ROWS = 32, 16
+"""Columns and rows that `tiles.c` multiplies at least."""
 ROOM = 64
 """Numbers between two parts of the scratch."""
 
 
 class Tiles:
-    """The routine of blas.py on weights that do not change."""
+    """The routine on weights that do not change."""
 
-    def __init__(self, library: CDLL, gemm: int, threads: int) -> None:
-        self._library, self._gemm, self._threads = library, gemm, threads
-        self._rounded: dict[tuple[int, torch.Size], Tensor] = {}
+    def __init__(self, library: CDLL, routine: TileRoutine, threads: int) -> None:
+        self._library, self._routine, self._threads = library, routine, threads
+        self._packed: dict[tuple[int, torch.Size, bool], Tensor] = {}
         self._scratch = torch.empty(0)
 
     def refresh(self) -> None:
         """Forget the rounded weights."""
-        self._rounded.clear()
+        self._packed.clear()
 
-    def product(self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None) -> Tensor:
-        """x [B, I], rounded too, by the weight [O, I] and what comes after: float32."""
-        rounded = self._round(weight)
-        rows, inputs = x.shape
-        outputs = weight.shape[0]
-        out = torch.empty(rows, outputs // 2 if after == SWIGLU else outputs)
-        room = rows * inputs + ROOM
-        scratch = self._floats(room + 2 * rows * outputs)
-        self._library.tile_product(
-            *(self._gemm, address(x), rounded),
-            *(None if residual is None else address(residual), out.data_ptr()),
-            *(scratch, scratch + 4 * room),
-            *(rows, inputs, outputs, after, self._threads),
-        )
-        return out
-
-    def norm_product(
-        self, x: Tensor, norm: Tensor, offset: Tensor | None, weight: Tensor, after: int
+    def product(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        after: int,
+        residual: Tensor | None = None,
+        norm: Norm | None = None,
     ) -> Tensor:
-        """`product` of x's norm [B, I]; without an offset by root mean square."""
-        rounded = self._round(weight)
+        """x [B, I], normed if there is a norm and rounded, by the weight [O, I] and what comes after:
+        float32."""
+        packed = self._pack(weight, is_gated=after == SWIGLU)
         rows, inputs = x.shape
-        outputs = weight.shape[0]
+        outputs = weight.shape[0] // 2 if after == SWIGLU else weight.shape[0]
         out = torch.empty(rows, outputs)
-        room = rows * inputs + ROOM
-        scratch = self._floats(2 * room + 2 * rows * outputs)
-        self._library.norm_product(
-            *(self._gemm, address(x), address(norm)),
-            *(None if offset is None else address(offset), EPS, rounded, out.data_ptr()),
-            *(scratch, scratch + 4 * room, scratch + 8 * room),
+        size = whole(rows, TILE_ROWS) * whole(inputs, PANEL) + ROOM
+        scratch = self._floats(2 * size + self._sums(rows))
+        weights = (None, None) if norm is None else norm
+        self._library.tile_product(
+            *(*self._routine, address(x), *map(_address, weights), EPS, packed),
+            *(_address(residual), out.data_ptr()),
+            *(scratch, scratch + 4 * size, scratch + 8 * size),
             *(rows, inputs, outputs, after, self._threads),
         )
         return out
 
-    def feed_forward(
-        self, x: Tensor, norm: Tensor, offset: Tensor | None, up: Tensor, down: Tensor, after: int
-    ) -> Tensor:
+    def feed_forward(self, x: Tensor, norm: Norm, up: Tensor, down: Tensor, after: int) -> Tensor:
         """x [B, W] and what a perceptron makes of its norm: [B, W]."""
         rows, width = x.shape
-        outputs, hidden = up.shape[0], down.shape[1]
+        hidden = down.shape[1]
         out = torch.empty(rows, width)
-        room = rows * max(width, hidden) + ROOM
-        scratch = self._floats(3 * room + 2 * rows * max(outputs, width))
+        size = whole(rows, TILE_ROWS) * whole(max(width, hidden), PANEL) + ROOM
+        scratch = self._floats(3 * size + self._sums(rows))
         self._library.feed_forward(
-            *(self._gemm, address(x), address(norm)),
-            *(None if offset is None else address(offset), EPS),
-            *(self._round(up), self._round(down), out.data_ptr()),
-            *(scratch + 4 * room * part for part in range(4)),
-            *(rows, width, outputs, hidden, after, self._threads),
+            *(*self._routine, address(x), *map(_address, norm), EPS),
+            *(self._pack(up, is_gated=after == SWIGLU), self._pack(down), out.data_ptr()),
+            *(scratch + 4 * size * part for part in range(4)),
+            *(rows, width, hidden, after, self._threads),
         )
         return out
 
-    def _round(self, weight: Tensor) -> int:
-        """Address of the weight in bfloat16."""
-        key = weight.data_ptr(), weight.shape
-        rounded = self._rounded.get(key)
-        if rounded is None:
-            rounded = self._rounded[key] = weight.detach().to(torch.bfloat16).contiguous()
-        return rounded.data_ptr()
+    def _pack(self, weight: Tensor, *, is_gated: bool = False) -> int:
+        """Address of the weight in bfloat16, in panels; of one that is gated, each with its gate's."""
+        key = weight.data_ptr(), weight.shape, is_gated
+        packed = self._packed.get(key)
+        if packed is None:
+            parts = weight.detach().to(torch.bfloat16).unflatten(0, (1 + is_gated, -1))
+            more = [-size % PANEL for size in parts.shape[1:]]
+            whole = F.pad(parts, (0, more[1], 0, more[0])).unflatten(1, (-1, PANEL))
+            packed = self._packed[key] = paired(whole.transpose(0, 1).flatten(1, 2))
+        return packed.data_ptr()
+
+    def _sums(self, rows: int) -> int:
+        return 4 * self._threads * whole(rows, TILE_ROWS) * PANEL
 
     def _floats(self, count: int) -> int:
         """Address of so many float32."""
         if self._scratch.numel() < count:
             self._scratch = torch.empty(count)
         return self._scratch.data_ptr()
+
+
+def whole(count: int, part: int) -> int:
+    """The multiple of `part` that holds so many."""
+    return -(-count // part) * part
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else address(tensor)

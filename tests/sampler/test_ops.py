@@ -19,12 +19,12 @@ from scipy import stats
 from musicrl.policies.blocks import rotations
 from musicrl.sampler import native
 from musicrl.sampler.backends import make_ops
-from musicrl.sampler.blas import rounded_product
 from musicrl.sampler.cache import PagedKV, Rows
 from musicrl.sampler.cpu import FEW_ROWS, FEW_TILE_ROWS, CpuOps, has_bfloat16_products
 from musicrl.sampler.randomness import noise_grid
 from musicrl.sampler.reference import ReferenceOps
 from musicrl.sampler.sampling import Backend, Precision, SamplingConfig, guide, unpack
+from musicrl.sampler.tile_routine import tile_routine
 
 pytestmark = pytest.mark.compiler
 CPU = torch.device("cpu")
@@ -301,7 +301,7 @@ def test_bfloat16_rounds_products_and_nothing_else(num_rows: int, outputs: int) 
     ops = make_ops(config, num_rows=num_rows, device=CPU)
     x, weight = torch.randn(15, 48), torch.randn(outputs, 48)
     residual = torch.randn(15, outputs)
-    has_tiles = rounded_product() is not None
+    has_tiles = tile_routine() is not None
     is_c = num_rows <= FEW_ROWS or not has_bfloat16_products()
     inputs = x if is_c or has_tiles else x.bfloat16().float()
     got = ops.linear(x, weight)

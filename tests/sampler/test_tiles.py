@@ -10,16 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from musicrl.sampler.backends import make_ops
-from musicrl.sampler.blas import rounded_product
 from musicrl.sampler.cpu import FEW_ROWS, SMALL_WEIGHT, CpuOps
 from musicrl.sampler.ops import Norm, feed_forward, norm_linear
 from musicrl.sampler.sampling import SamplingConfig
+from musicrl.sampler.tile_routine import tile_routine
 
 pytestmark = [
     pytest.mark.compiler,
-    pytest.mark.skipif(
-        rounded_product() is None, reason="no library multiplies bfloat16 tiles here"
-    ),
+    pytest.mark.skipif(tile_routine() is None, reason="no library multiplies bfloat16 tiles here"),
 ]
 
 

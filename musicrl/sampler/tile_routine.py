@@ -1,0 +1,71 @@
+"""torch's own routine for small products of bfloat16 matrices with float32 sums, found by its name.
+
+It reads weights that were laid out for it once, where the routines that libraries offer for whole
+matrices lay them out in every call, which takes longer than multiplying them. It knows names and
+addresses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from ctypes import c_bool, c_int64, c_void_p
+from typing import NamedTuple
+
+import torch
+
+NAMES = (
+    "_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb",
+    "_ZN2at6native7cpublas14brgemm_releaseEb",
+)
+"""C++'s names of `at::native::cpublas::brgemm` for bfloat16 and of `brgemm_release`."""
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""With either the user keeps instructions from oneDNN, and the routine may be among them."""
+
+
+class TileRoutine(NamedTuple):
+    """Two addresses."""
+
+    multiply: int
+    release: int
+    """What each thread that has multiplied calls afterwards."""
+
+
+@functools.cache
+def tile_routine() -> TileRoutine | None:
+    """None where there is no such routine, where it computes something else, or where the processor
+    multiplies no whole tiles of bfloat16, which is what makes it fast."""
+    is_there = torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
+    if not is_there or any(name in os.environ for name in LIMITS):
+        return None
+    try:
+        library = ctypes.CDLL(torch._C.__file__)
+        multiply, release = (getattr(library, name) for name in NAMES)
+    except (OSError, AttributeError):
+        return None
+    multiply.argtypes = [*[c_int64] * 6, c_bool, *[c_void_p] * 3, c_bool]
+    release.argtypes = [c_bool]
+    multiply.restype = release.restype = None
+    if not _is_right(multiply, release):
+        return None
+    addresses = (ctypes.cast(each, c_void_p).value or 0 for each in (multiply, release))
+    return TileRoutine(*addresses)
+
+
+def paired(weight: torch.Tensor) -> torch.Tensor:
+    """Weights [..., O, I] as the routine reads them, [..., I / 2, O, 2]."""
+    packed: torch.Tensor = weight.unflatten(-1, (-1, 2)).transpose(-3, -2).contiguous()
+    return packed
+
+
+def _is_right(multiply: ctypes._FuncPointer, release: ctypes._FuncPointer) -> bool:
+    """Whether it gives whole numbers that have one answer."""
+    rows, inputs, outputs = 16, 32, 32
+    x = (torch.arange(rows * inputs) % 7 - 3).view(rows, inputs).bfloat16()
+    weight = (torch.arange(outputs * inputs) % 5 - 2).view(outputs, inputs).bfloat16()
+    found, packed = torch.zeros(rows, outputs), paired(weight)
+    data = x.data_ptr(), packed.data_ptr(), found.data_ptr()
+    multiply(rows, outputs, inputs, inputs, outputs, outputs, False, *data, True)
+    release(True)
+    return torch.equal(found, x.float() @ weight.float().T)
