@@ -21,7 +21,7 @@
  * GELU, or kept when both halves of the numbers that enter are multiplied. The first three as in
  * products.c. */
 enum { KEEP, ADD, SWIGLU, GELU, BOTH };
-enum { PANEL = 32, TILE_ROWS = 16 };
+enum { PANEL = 64, TILE_ROWS = 16 };
 
 /* c [m, n] = a [m, k] by b, float32 of bfloat16; rows of c lie ldc apart, those of a lda. b has two
  * rows of a panel's ldb columns side by side, which `is_paired` says. */

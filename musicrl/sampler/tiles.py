@@ -17,7 +17,7 @@ from musicrl.sampler.tile_routine import TileRoutine, paired
 
 KEEP, ADD, SWIGLU, GELU, BOTH = range(5)
 """What `products.c` and `tiles.c` do with their sums."""
-PANEL, TILE_ROWS = 32, 16
+PANEL, TILE_ROWS = 64, 16
 """Columns and rows that `tiles.c` multiplies at least."""
 ROOM = 64
 """Numbers between two parts of the scratch."""
