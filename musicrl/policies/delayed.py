@@ -26,7 +26,7 @@ from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.policies.delayed_layers import Layer, Norm, waves
 from musicrl.policies.text import TextStates
 from musicrl.sampler.cache import PagedKV, Rows, Span
-from musicrl.sampler.ops import Ops
+from musicrl.sampler.ops import LayerParts, Ops
 from musicrl.sampler.reference import ReferenceOps
 from musicrl.sampler.sampling import with_special
 
@@ -279,14 +279,26 @@ class DelayedLM(nn.Module):
             x = x + cache.contexts[0][rows.slots]
         rotation = self.places if self.config.positions == "rotary" else None
         prompts = self._prompt_rows(rows, cache)
+        asked = None if cache.prompts is None else (cache.prompts, prompts)
+        whole = cache.ops.decode(x, self._parts, cache.kv, rows, rotation, asked)
+        if whole is None:
+            whole = self._layer_by_layer(x, rows, rotation, prompts, cache)
+        hidden: Tensor = self.norm(cache.ops, whole)
+        return hidden
+
+    def _parts(self) -> list[LayerParts]:
+        return [layer.parts for layer in self._layers]
+
+    def _layer_by_layer(
+        self, x: Tensor, rows: Rows, rotation: Tensor | None, prompts: Rows, cache: DecodingCache
+    ) -> Tensor:
         for number, layer in enumerate(self._layers):
             attend = partial(
                 cache.ops.attend, kv=cache.kv, layer=number, rows=rows, rotation=rotation
             )
             cross = partial(self._attend_cached, cache, number, prompts)
             x = layer(cache.ops, x, attend, cross)
-        hidden: Tensor = self.norm(cache.ops, x)
-        return hidden
+        return x
 
     def _attend_cached(self, cache: DecodingCache, layer: int, rows: Rows, query: Tensor) -> Tensor:
         assert cache.prompts is not None

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from musicrl.policies.blocks import init_linear, keeping_inputs
 from musicrl.policies.delayed_config import DelayedConfig
+from musicrl.sampler.ops import LayerParts, Ops, normed
 from musicrl.sampler.ops import Norm as NormParts
-from musicrl.sampler.ops import Ops, normed
 
 Mix = Callable[[Tensor], Tensor]
 """Projections of some positions to mixed values."""
@@ -83,6 +83,22 @@ class Layer(nn.Module):
         is_gated = self.config.mlp == "swiglu"
         norm, up, down = self.mlp_norm.parts, self.up.weight, self.down.weight
         return ops.feed_forward(x, norm, up, down, is_gated=is_gated)
+
+    @property
+    def parts(self) -> LayerParts:
+        cross = None
+        if self.config.has_cross:
+            cross = self.cross_norm.parts, self.cross_query.weight, self.cross_out.weight
+        return LayerParts(
+            norm=self.attention_norm.parts,
+            qkv=self.qkv.weight,
+            out=self.out.weight,
+            cross=cross,
+            mlp_norm=self.mlp_norm.parts,
+            up=self.up.weight,
+            down=self.down.weight,
+            is_gated=self.config.mlp == "swiglu",
+        )
 
     def prompt(self, ops: Ops, states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [P, C, Hkv, D] of prompt states [P, C, W]; empty without cross-attention."""

@@ -30,4 +30,9 @@ void mix_row(const layer_t *at, const int32_t *table, int length, const double *
 void mix_row_half(const layer_t *at, const int32_t *table, int length, const float *query,
                   float *mixed, float *weights);
 
+/* One row: append if asked, turn and scale its query, mix to `out` [heads, size]. `scratch` holds
+ * heads * (length + 2 size) + SPARE float64. */
+void attend_row(const layer_t *at, const float *row, const int32_t *table, int length,
+                double *scratch, float *out);
+
 #endif

@@ -6,7 +6,7 @@ the learner's log-probabilities to about 1e-6. Knows addresses and layouts, not 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import CDLL
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 from musicrl.sampler.addresses import address
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.chains import chains_of, exact_product
-from musicrl.sampler.ops import EPS, Norm, feed_forward, norm_linear
+from musicrl.sampler.layers import Layers
+from musicrl.sampler.ops import EPS, LayerParts, Norm, feed_forward, norm_linear
 from musicrl.sampler.panels import columns, halves, panels
 from musicrl.sampler.reference import FEWEST_ROWS, attend_varlen, padded, product
 from musicrl.sampler.sampling import Drawn, Precision, SamplingConfig
@@ -52,11 +53,15 @@ class CpuOps:
         self._threads = torch.get_num_threads()
         routine = tile_routine() if precision == "bfloat16" else None
         self._tiles = None if routine is None else Tiles(library, routine, self._threads)
+        self._layers: Layers | None = None
         has_panels = num_rows <= FEW_ROWS or not has_bfloat16_products()
         self._is_fused = precision == "bfloat16" and (has_panels or routine is not None)
         has_tiles = routine is not None and num_rows > FEW_TILE_ROWS
         self._in_panels = dict.fromkeys((KEEP, ADD, SWIGLU, GELU), has_panels and not has_tiles)
         self._in_panels[BOTH] = has_panels
+        if routine is not None and self._tiles is not None:
+            kept = self._kept, not has_panels
+            self._layers = Layers(library, routine, self._tiles, *kept, self._threads)
         self._are_few = num_rows <= FEW_EXACT_ROWS
         self._packed: dict[tuple[int, torch.Size, torch.dtype], Packed] = {}
         self._panels: dict[tuple[int, torch.Size, Callable[..., Tensor]], Tensor] = {}
@@ -68,6 +73,8 @@ class CpuOps:
         self._panels.clear()
         if self._tiles is not None:
             self._tiles.refresh()
+        if self._layers is not None:
+            self._layers.refresh()
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         if self._is_fused:
@@ -142,6 +149,19 @@ class CpuOps:
 
     def attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, span: Span) -> Tensor:
         return attend_varlen(query, key, value, span)
+
+    def decode(
+        self,
+        x: Tensor,
+        layers: Callable[[], Sequence[LayerParts]],
+        kv: PagedKV,
+        rows: Rows,
+        rotation: Tensor | None,
+        prompts: tuple[PagedKV, Rows] | None,
+    ) -> Tensor | None:
+        if self._layers is None or self._in_panels[ADD]:
+            return None
+        return self._layers.decode(x, layers, kv, rows, rotation, prompts)
 
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
         tokens, logprobs, kept = self.draw_cells(logits[:, None], None, uniform[None], config)

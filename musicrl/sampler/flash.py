@@ -157,6 +157,9 @@ class FlashOps:
         )
         return mixed.float()
 
+    def decode(self, *_: object) -> None:
+        """It goes layer by layer, and is recorded."""
+
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
         return draw(logits, uniform, config)
 

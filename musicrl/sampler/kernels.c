@@ -51,10 +51,8 @@ static void append(const layer_t *at, const float *row, const float *rotation, c
     }
 }
 
-/* One row: append, turn and scale its query, mix. `scratch` holds heads * (length + 2 size) +
- * SPARE float64. */
-static void attend_row(const layer_t *at, const float *row, const int32_t *table, int length,
-                       double *scratch, float *out)
+void attend_row(const layer_t *at, const float *row, const int32_t *table, int length,
+                double *scratch, float *out)
 {
     const int size = at->size, pairs = size / 2, count = at->heads * size;
     const float *rotation = at->rotation ? at->rotation + (size_t)(length - 1) * size : NULL;

@@ -19,9 +19,19 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SOURCES = tuple(
     HERE / name
-    for name in ("kernels.c", "mixing.c", "products.c", "tiles.c", "draws.c", "causal.c")
+    for name in (
+        "kernels.c",
+        "mixing.c",
+        "products.c",
+        "tiles.c",
+        "layers.c",
+        "draws.c",
+        "causal.c",
+    )
 )
-HEADERS = tuple(HERE / name for name in ("attention.h", "norms.h", "numbers.h", "vectors.h"))
+HEADERS = tuple(
+    HERE / name for name in ("attention.h", "norms.h", "numbers.h", "tiles.h", "vectors.h")
+)
 FLAGS = (
     (
         "-O3",
@@ -45,6 +55,7 @@ SIGNATURES = {
     "exact_product": [*[_pointer] * 4, *[_int] * 3, _pointer, *[_int] * 2],
     "exact_swiglu": [*[_pointer] * 2, *[_int] * 3],
     "feed_forward": [*[_pointer] * 5, _float, *[_pointer] * 7, *[_int] * 5],
+    "decode": [*[_pointer] * 4, _float, *[_pointer] * 8],
     "tile_product": [*[_pointer] * 5, _float, *[_pointer] * 6, *[_int] * 5],
     "product_lanes": [],
     "swiglu": [*[_pointer] * 2, *[_int] * 3],

@@ -10,6 +10,7 @@ order of layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -29,6 +30,22 @@ class Norm(NamedTuple):
     """[W]."""
     offset: Tensor | None
     """[W] of a layer norm, None of a root-mean-square norm."""
+
+
+class LayerParts(NamedTuple):
+    """Parameters of a layer of a decoder whose heads are D wide."""
+
+    norm: Norm
+    qkv: Tensor
+    """[(H + 2 Hkv) * D, W]."""
+    out: Tensor
+    """[W, H * D]."""
+    cross: tuple[Norm, Tensor, Tensor] | None
+    """Norm, query [H * D, W] and output [W, H * D] of the attention to the prompt."""
+    mlp_norm: Norm
+    up: Tensor
+    down: Tensor
+    is_gated: bool
 
 
 class Ops(Protocol):
@@ -110,6 +127,19 @@ class Ops(Protocol):
     def attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, span: Span) -> Tensor:
         """Every position over its row's positions up to itself: query [N, H, D], key and value
         [N, Hkv, D], to [N, H, D]."""
+        ...
+
+    def decode(
+        self,
+        x: Tensor,
+        layers: Callable[[], Sequence[LayerParts]],
+        kv: PagedKV,
+        rows: Rows,
+        rotation: Tensor | None,
+        prompts: tuple[PagedKV, Rows] | None,
+    ) -> Tensor | None:
+        """x [B, W] through all layers of one decoding step, in one call, and x may be written over;
+        None where the backend has no such call. `prompts`: what `attend_cached` reads."""
         ...
 
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:

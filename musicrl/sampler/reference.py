@@ -80,6 +80,9 @@ class ReferenceOps:
     def attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, span: Span) -> Tensor:
         return attend_varlen(query, key, value, span)
 
+    def decode(self, *_: object) -> None:
+        """It goes layer by layer."""
+
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
         return draw(logits, uniform, config)
 

@@ -16,34 +16,10 @@
 
 #include "norms.h"
 #include "numbers.h"
+#include "tiles.h"
 
-/* What is done with the sums: kept, added to what is there, halves joined as silu(first) * second,
- * GELU, or kept when both halves of the numbers that enter are multiplied. The first three as in
- * products.c. */
-enum { KEEP, ADD, SWIGLU, GELU, BOTH };
-enum { PANEL = 64, TILE_ROWS = 16 };
-
-/* c [m, n] = a [m, k] by b, float32 of bfloat16; rows of c lie ldc apart, those of a lda. b has two
- * rows of a panel's ldb columns side by side, which `is_paired` says. */
-typedef void multiply_t(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc,
-                        _Bool adds, const uint16_t *a, const uint16_t *b, float *c,
-                        _Bool is_paired);
-/* What a thread that has multiplied must say before others use its tiles. */
-typedef void release_t(_Bool is_paired);
-
-typedef struct {
-    multiply_t *multiply;
-    release_t *release;
-    float *scratch; /* [threads, 2 * rows, 2 * PANEL] of whole rows */
-    int rows, threads;
-} tiles_t;
-
-static inline int filled(int count, int part) { return (count + part - 1) / part * part; }
-
-/* A norm, if there is one, and rows as bfloat16, in rows of whole panels that end in zeros; what was
- * lost follows behind all rows if asked. */
-static void enter(const tiles_t *at, const float *x, const float *norm, const float *offset,
-                  float epsilon, float *normed, uint16_t *halves, int inputs, int is_split)
+void enter_tiles(const tiles_t *at, const float *x, const float *norm, const float *offset,
+                 float epsilon, float *normed, uint16_t *halves, int inputs, int is_split)
 {
     const int width = filled(inputs, PANEL);
     const size_t count = (size_t)filled(at->rows, TILE_ROWS) * width;
@@ -88,11 +64,9 @@ static inline void follow(const float *sums, const float *lost, const float *res
             line[i] += residual[i];
 }
 
-/* halves by the panels of a weight and what comes after, to out [rows, outputs], or rounded to
- * `narrow`, whose rows are whole panels. */
-static void multiply(const tiles_t *at, const uint16_t *halves, const uint16_t *weight,
-                     const float *residual, float *out, uint16_t *narrow, int inputs, int outputs,
-                     int after)
+void multiply_tiles(const tiles_t *at, const uint16_t *halves, const uint16_t *weight,
+                    const float *residual, float *out, uint16_t *narrow, int inputs, int outputs,
+                    int after)
 {
     const int whole = filled(at->rows, TILE_ROWS), rows = after == BOTH ? 2 * whole : whole;
     const int width = after == SWIGLU ? 2 * PANEL : PANEL, count = filled(outputs, PANEL) / PANEL;
@@ -139,8 +113,8 @@ void tile_product(multiply_t *by, release_t *release, const float *x, const floa
     const tiles_t at = {by, release, scratch, rows, threads};
 #pragma omp parallel num_threads(threads)
     {
-        enter(&at, x, norm, offset, epsilon, normed, halves, inputs, after == BOTH);
-        multiply(&at, halves, weight, residual, out, NULL, inputs, outputs, after);
+        enter_tiles(&at, x, norm, offset, epsilon, normed, halves, inputs, after == BOTH);
+        multiply_tiles(&at, halves, weight, residual, out, NULL, inputs, outputs, after);
     }
 }
 
@@ -154,8 +128,8 @@ void feed_forward(multiply_t *by, release_t *release, const float *x, const floa
     const tiles_t at = {by, release, scratch, rows, threads};
 #pragma omp parallel num_threads(threads)
     {
-        enter(&at, x, norm, offset, epsilon, normed, halves, width, 0);
-        multiply(&at, halves, up, NULL, NULL, narrow, width, hidden, after);
-        multiply(&at, narrow, down, x, out, NULL, hidden, width, ADD);
+        enter_tiles(&at, x, norm, offset, epsilon, normed, halves, width, 0);
+        multiply_tiles(&at, halves, up, NULL, NULL, narrow, width, hidden, after);
+        multiply_tiles(&at, narrow, down, x, out, NULL, hidden, width, ADD);
     }
 }

@@ -45,7 +45,7 @@ class Tiles:
     ) -> Tensor:
         """x [B, I], normed if there is a norm and rounded, by the weight [O, I] and what comes after:
         float32."""
-        packed = self._pack(weight, is_gated=after == SWIGLU)
+        packed = self.pack(weight, is_gated=after == SWIGLU)
         rows, inputs = x.shape
         outputs = weight.shape[0] // 2 if after == SWIGLU else weight.shape[0]
         out = torch.empty(rows, outputs)
@@ -69,13 +69,13 @@ class Tiles:
         scratch = self._floats(3 * size + self._sums(rows))
         self._library.feed_forward(
             *(*self._routine, address(x), *map(_address, norm), EPS),
-            *(self._pack(up, is_gated=after == SWIGLU), self._pack(down), out.data_ptr()),
+            *(self.pack(up, is_gated=after == SWIGLU), self.pack(down), out.data_ptr()),
             *(scratch + 4 * size * part for part in range(4)),
             *(rows, width, hidden, after, self._threads),
         )
         return out
 
-    def _pack(self, weight: Tensor, *, is_gated: bool = False) -> int:
+    def pack(self, weight: Tensor, *, is_gated: bool = False) -> int:
         """Address of the weight in bfloat16, in panels; of one that is gated, each with its gate's."""
         key = weight.data_ptr(), weight.shape, is_gated
         packed = self._packed.get(key)
