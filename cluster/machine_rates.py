@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from musicrl.sampler.cost import StepCost
-from musicrl.sampler.cpu import has_bfloat16_products
 from musicrl.sampler.sampling import Precision
+from musicrl.sampler.tile_routine import has_bfloat16_products
 
 MEMORY_FLOATS = 2**26
 PRODUCTS = {

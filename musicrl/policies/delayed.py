@@ -23,10 +23,11 @@ from musicrl.policies.base import Draw
 from musicrl.policies.blocks import attend_causally, attend_over, rotate, rotations
 from musicrl.policies.cache import DecodingCache
 from musicrl.policies.delayed_config import DelayedConfig
+from musicrl.policies.delayed_decoding import decode
 from musicrl.policies.delayed_layers import Layer, Norm, waves
 from musicrl.policies.text import TextStates
 from musicrl.sampler.cache import PagedKV, Rows, Span
-from musicrl.sampler.ops import LayerParts, Ops
+from musicrl.sampler.ops import Ops
 from musicrl.sampler.reference import ReferenceOps
 from musicrl.sampler.sampling import with_special
 
@@ -278,37 +279,9 @@ class DelayedLM(nn.Module):
         if cache.prompts is None:
             x = x + cache.contexts[0][rows.slots]
         rotation = self.places if self.config.positions == "rotary" else None
-        prompts = self._prompt_rows(rows, cache)
-        asked = None if cache.prompts is None else (cache.prompts, prompts)
-        whole = cache.ops.decode(x, self._parts, cache.kv, rows, rotation, asked)
-        if whole is None:
-            whole = self._layer_by_layer(x, rows, rotation, prompts, cache)
-        hidden: Tensor = self.norm(cache.ops, whole)
+        x = decode(self._layers, x, rows, rotation, cache)
+        hidden: Tensor = self.norm(cache.ops, x)
         return hidden
-
-    def _parts(self) -> list[LayerParts]:
-        return [layer.parts for layer in self._layers]
-
-    def _layer_by_layer(
-        self, x: Tensor, rows: Rows, rotation: Tensor | None, prompts: Rows, cache: DecodingCache
-    ) -> Tensor:
-        for number, layer in enumerate(self._layers):
-            attend = partial(
-                cache.ops.attend, kv=cache.kv, layer=number, rows=rows, rotation=rotation
-            )
-            cross = partial(self._attend_cached, cache, number, prompts)
-            x = layer(cache.ops, x, attend, cross)
-        return x
-
-    def _attend_cached(self, cache: DecodingCache, layer: int, rows: Rows, query: Tensor) -> Tensor:
-        assert cache.prompts is not None
-        return cache.ops.attend_cached(query, cache.prompts, layer, rows)
-
-    def _prompt_rows(self, rows: Rows, cache: DecodingCache) -> Rows:
-        """Each row's prompt: the block of its slot."""
-        tables = rows.slots.to(torch.int32)[:, None]
-        lens = cache.contexts[0][rows.slots] if cache.prompts is not None else rows.lens
-        return Rows(tables, lens, rows.slots)
 
     def emit(self, hidden: Tensor, rows: Rows, cache: DecodingCache, draw: Draw) -> Tensor:
         """Draw the K tokens of a step at once."""

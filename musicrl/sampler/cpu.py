@@ -22,7 +22,7 @@ from musicrl.sampler.panels import columns, halves, panels
 from musicrl.sampler.reference import FEWEST_ROWS, attend_varlen, padded, product
 from musicrl.sampler.sampling import Drawn, Precision, SamplingConfig
 from musicrl.sampler.summation import Packed, pack, parts_of, product_in_parts
-from musicrl.sampler.tile_routine import tile_routine
+from musicrl.sampler.tile_routine import has_bfloat16_products, tile_routine
 from musicrl.sampler.tiles import ADD, BOTH, GELU, KEEP, SWIGLU, Tiles
 
 FEW_ROWS = 16
@@ -71,10 +71,9 @@ class CpuOps:
         """Forget the packed weights."""
         self._packed.clear()
         self._panels.clear()
-        if self._tiles is not None:
-            self._tiles.refresh()
-        if self._layers is not None:
-            self._layers.refresh()
+        for kept in (self._tiles, self._layers):
+            if kept is not None:
+                kept.refresh()
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         if self._is_fused:
@@ -132,9 +131,8 @@ class CpuOps:
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         out = torch.empty(x.shape)
-        self._library.rms_norm(
-            *(address(x), address(weight), EPS, *x.shape, out.data_ptr(), self._threads)
-        )
+        data = address(x), address(weight), EPS
+        self._library.rms_norm(*data, *x.shape, out.data_ptr(), self._threads)
         return out
 
     def attend(
@@ -301,9 +299,3 @@ class CpuOps:
         if self._scratch.numel() < count * self._threads:
             self._scratch = torch.empty(count * self._threads, dtype=torch.float64)
         return self._scratch.data_ptr()
-
-
-def has_bfloat16_products() -> bool:
-    """Whether oneDNN multiplies in bfloat16 here: the processor must have instructions for it."""
-    is_there = torch.backends.mkldnn.is_available()
-    return is_there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -2,7 +2,7 @@
 
 It reads weights that were laid out for it once, where the routines that libraries offer for whole
 matrices lay them out in every call, which takes longer than multiplying them. It knows names and
-addresses.
+addresses, and what the processor multiplies.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ def paired(weight: torch.Tensor) -> torch.Tensor:
     """Weights [..., O, I] as the routine reads them, [..., I / 2, O, 2]."""
     packed: torch.Tensor = weight.unflatten(-1, (-1, 2)).transpose(-3, -2).contiguous()
     return packed
+
+
+def has_bfloat16_products() -> bool:
+    """Whether oneDNN multiplies in bfloat16 here: the processor must have instructions for it."""
+    is_there = torch.backends.mkldnn.is_available()
+    return is_there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _is_right(multiply: ctypes._FuncPointer, release: ctypes._FuncPointer) -> bool:

@@ -20,11 +20,11 @@ from musicrl.policies.blocks import rotations
 from musicrl.sampler import native
 from musicrl.sampler.backends import make_ops
 from musicrl.sampler.cache import PagedKV, Rows
-from musicrl.sampler.cpu import FEW_ROWS, FEW_TILE_ROWS, CpuOps, has_bfloat16_products
+from musicrl.sampler.cpu import FEW_ROWS, FEW_TILE_ROWS, CpuOps
 from musicrl.sampler.randomness import noise_grid
 from musicrl.sampler.reference import ReferenceOps
 from musicrl.sampler.sampling import Backend, Precision, SamplingConfig, guide, unpack
-from musicrl.sampler.tile_routine import tile_routine
+from musicrl.sampler.tile_routine import has_bfloat16_products, tile_routine
 
 pytestmark = pytest.mark.compiler
 CPU = torch.device("cpu")
