@@ -13,7 +13,7 @@ from musicrl.sampler.backends import make_ops
 from musicrl.sampler.cpu import FEW_ROWS, SMALL_WEIGHT, CpuOps
 from musicrl.sampler.ops import Norm, feed_forward, norm_linear
 from musicrl.sampler.sampling import SamplingConfig
-from musicrl.sampler.tile_routine import tile_routine
+from musicrl.sampler.tile_routine import LIMITS, tile_routine
 
 pytestmark = [
     pytest.mark.compiler,
@@ -104,3 +104,11 @@ def test_one_call_gives_the_bits_of_several(has_offset: bool, is_gated: bool) ->
     assert torch.equal(found, feed_forward(ops, x, norm, up, down, is_gated=is_gated))
     for wide in (up, torch.randn(1 + SMALL_WEIGHT // 96, 96)):
         assert torch.equal(ops.norm_linear(x, norm, wide), norm_linear(ops, x, norm, wide))
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_instructions_that_the_user_keeps_back_are_not_used(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "AVX2")
+    assert tile_routine.__wrapped__() is None
