@@ -1,7 +1,8 @@
 """Operations of the learner whose gradients are written out, for fewer passes over memory.
 
-Forward they are torch's own, to the bit (attention to the last bit of its float64 sums). What autograd would keep of every operation in between is
-made again from the inputs, a few rows at a time, so that it never leaves the processor's cache.
+Forward they are torch's own, to the bit (attention to the last bit of its float64 sums). What
+autograd would keep of every operation in between is made again from the inputs, a few rows at a
+time, so that it never leaves the processor's cache.
 """
 
 from __future__ import annotations
