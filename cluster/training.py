@@ -148,6 +148,7 @@ def preflight(config: TrainConfig) -> tuple[tuple[Prompt, ...], tuple[str, ...]]
     """
     world = load_world(config.model.weights, config.model.policy)
     world.steps_of(config.rollout.clip_seconds)
+    _ = world.policy  # which a world may read only when it is asked for
     make_mix(config.reward, world)
     judges_of_world(config.model.weights)
     heldout_chunks(config)

@@ -12,7 +12,9 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,50 +62,74 @@ class MusicGenWorldConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MusicGenWorld:
-    """The models of one checkpoint and its listener."""
+    """The models of one checkpoint and its listener.
 
-    model: MusicGen
-    codec: ChannelCodec
-    embedder: JointEmbedder
+    The codec is read by `load`, policy and listener when they are first asked for: what samples
+    holds no listener, and what scores no policy.
+    """
+
     folder: Path
     """Where rewards find files of their own."""
+    config: MusicGenWorldConfig
+    place: Path
+    """Of the checkpoint."""
+    shape: DelayedConfig
+    """Of its decoder, for the clips of this world."""
+    codec: ChannelCodec
+    policy_file: Path | None = None
+    """What is read in place of the checkpoint's decoder."""
 
     @classmethod
     def load(cls, folder: Path, policy: Path | None = None) -> MusicGenWorld:
         """The world of a folder, with what `policy` holds in place of the checkpoint's decoder.
 
-        Raises FileNotFoundError or ValueError naming the file or the setting at fault.
+        Raises FileNotFoundError or ValueError naming the file or the setting at fault, and so do
+        `model` and `embedder` when they are read.
         """
-        path, config = folder / WORLD_FILE, read_world(folder)
-        place, heard = (_find(name, folder, config) for name in (config.model, config.embedder))
-        _check_family(place)
+        config = read_world(folder)
+        place = _find(config.model, folder, config)
+        values = _settings(place)
         codec = musicgen_codec(place)
         frames = round(config.clip_seconds * codec.frame_rate)
         if frames < 1:
+            path = folder / WORLD_FILE
             raise ValueError(f"{path}: clip_seconds {config.clip_seconds:g} is less than a frame")
-        model = MusicGen.load(
-            str(place),
-            num_steps=frames + codec.num_codebooks // codec.channels - 1,
-            text_size=config.text_size,
+        late = codec.num_codebooks // codec.channels - 1
+        with blaming(place / "config.json"):
+            shape = read_config(values, num_steps=frames + late, text_size=config.text_size)
+        world = cls(
+            folder=folder, config=config, place=place, shape=shape, codec=codec, policy_file=policy
         )
-        if policy is not None:
-            model.load_policy(policy)
-        model.conditioner([""])  # a folder whose tokeniser cannot be read is refused before a run
-        world = cls(model=model, codec=codec, embedder=_listener(heard, config), folder=folder)
         world.check()
         return world
 
+    @cached_property
+    def model(self) -> MusicGen:
+        """The checkpoint's text encoder and decoder."""
+        shape = self.shape
+        model = MusicGen.load(
+            str(self.place), num_steps=shape.num_steps, text_size=shape.condition_levels
+        )
+        if self.policy_file is not None:
+            model.load_policy(self.policy_file)
+        model.conditioner([""])  # a folder whose tokeniser cannot be read is refused before a run
+        return model
+
+    @cached_property
+    def embedder(self) -> JointEmbedder:
+        """What listens for the reward `text`."""
+        return _listener(_find(self.config.embedder, self.folder, self.config), self.config)
+
     def check(self) -> None:
         """Raise ValueError naming the sizes where decoder and codec do not fit."""
-        policy = self.policy.config
         pairs = {
-            "codebooks": (policy.num_codebooks, self.codec.num_codebooks),
-            "vocabulary": (policy.vocab, self.codec.vocab_size),
+            "codebooks": (self.shape.num_codebooks, self.codec.num_codebooks),
+            "vocabulary": (self.shape.vocab, self.codec.vocab_size),
         }
         for name, (left, right) in pairs.items():
             if left != right:
                 raise ValueError(
-                    f"{self.model.folder}: decoder and codec differ in {name}: {left} and {right}"
+                    f"{self.place}: decoder and codec differ in {name}: {left} and {right}"
                 )
 
     @property
@@ -112,7 +138,7 @@ class MusicGenWorld:
 
     @property
     def layout(self) -> DelayedLayout:
-        return self.policy.layout
+        return self.shape.layout
 
     @property
     def written_levels(self) -> int:
@@ -122,7 +148,7 @@ class MusicGenWorld:
     @property
     def licence(self) -> str:
         """Of the checkpoint."""
-        return self.model.licence
+        return licence(self.place)
 
     @property
     def sample_rate(self) -> int:
@@ -132,16 +158,16 @@ class MusicGenWorld:
     @property
     def clip_seconds(self) -> float:
         """Length of a whole clip."""
-        return (self.policy.num_steps - self.layout.steps_of(0)) / self.codec.frame_rate
+        return (self.shape.num_steps - self.layout.steps_of(0)) / self.codec.frame_rate
 
     def steps_of(self, seconds: float | None) -> int:
         """Steps of a clip of `seconds` (none: of a whole clip): its frames, and one for each
         codebook that comes late. Raises ValueError when the policy plays no such clip."""
         if seconds is None:
-            return self.policy.num_steps
+            return self.shape.num_steps
         late, rate = self.layout.steps_of(0), self.codec.frame_rate
         frames = round(seconds * rate) if math.isfinite(seconds) else 0
-        longest = self.policy.num_steps - late
+        longest = self.shape.num_steps - late
         if abs(frames / rate - seconds) > 1e-6 or not 1 <= frames <= longest:
             raise ValueError(
                 f"clip_seconds {seconds:g} is not a multiple of {1 / rate:g} up to "
@@ -171,7 +197,7 @@ class MusicGenWorld:
 
     def save_policy(self, tensors: Mapping[str, Tensor], path: Path) -> None:
         """Write what learns, with the licence of what it was learned from."""
-        config = {**asdict(self.policy.config), "licence": self.model.licence}
+        config = {**asdict(self.policy.config), "licence": self.licence}
         save_tensors(path, tensors, kind=KIND, config=config)
 
 
@@ -217,10 +243,12 @@ def load_judge(folder: Path) -> JointEmbedder | None:
     return _listener(place, config)
 
 
-def _check_family(place: Path) -> None:
+def _settings(place: Path) -> Mapping[str, Any]:
+    """What a MusicGen's config.json says. Raises ValueError for another family's."""
     values = read_json(place / "config.json")
     with blaming(place / "config.json"):
         check_family(values)
+    return values
 
 
 def _listener(place: Path, config: MusicGenWorldConfig) -> JointEmbedder:

@@ -29,7 +29,9 @@ from musicrl.config import TrainConfig, load_config
 from musicrl.embedders.clap import Clap
 from musicrl.policies.musicgen import MusicGen
 from musicrl.preference.pool import read_pool
+from musicrl.rewards.mix import RewardConfig
 from musicrl.run import training_prompts
+from musicrl.scorer import Scorer
 from musicrl.settings import build, merge, to_tree
 from musicrl.solo import solo
 from musicrl.world import SHIPPED
@@ -253,11 +255,25 @@ def test_world_yaml_may_name_the_prompts(world: Path, tmp_path: Path) -> None:
     assert [prompt.text for prompt in training_prompts(config)] == ["soft harp"]
 
 
+def _read(folder: Path) -> None:
+    """All of a world."""
+    loaded = load_world(folder)
+    _ = loaded.policy, loaded.embedder
+
+
 def test_licences_are_logged(world: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        load_world(world)
+        _read(world)
     assert "musicgen: licence cc-by-nc-4.0" in caplog.text
     assert "clap: licence unknown" in caplog.text
+
+
+def test_nothing_else_is_said(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No progress bars and no warnings of transformers, once for each actor."""
+    _read(world)
+    said = capfd.readouterr()
+    lines = (said.out + said.err).splitlines()
+    assert [line for line in lines if "licence" not in line] == []
 
 
 def test_clips_are_whole_frames_and_late_codebooks_take_steps(world: Path) -> None:
@@ -269,6 +285,21 @@ def test_clips_are_whole_frames_and_late_codebooks_take_steps(world: Path) -> No
         loaded.steps_of(0.03)
     tokens = np.zeros((2, 11, 2), np.int16)
     assert loaded.decode(tokens).shape == (2, 10 * HOP)
+
+
+def test_a_process_reads_the_models_that_it_uses(world: Path, tmp_path: Path) -> None:
+    """Who samples needs no listener, and who scores by text no weights of the policy."""
+    copy = _copy(world, tmp_path)
+    (copy / "clap" / "model.safetensors").unlink()
+    assert load_world(copy).policy.layout == load_world(world).layout
+    listener = _copy(world, tmp_path / "other")
+    file = listener / "musicgen" / "model.safetensors"
+    tensors = torch_file(file)
+    save_file({k: v for k, v in tensors.items() if not k.startswith("decoder.")}, file)
+    scorer = Scorer(load_world(listener), RewardConfig(weights={"text": 1.0}))
+    assert list(scorer.mix.rewards) == ["text"]
+    with pytest.raises(ValueError, match=f"{file} lacks the tensor 'decoder"):
+        _read(listener)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +326,7 @@ def test_a_world_that_does_not_fit_is_refused(
     settings = yaml.safe_load((world / "world.yaml").read_text()) | {setting: value}
     (tmp_path / "world.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=sentence):
-        load_world(tmp_path)
+        _read(tmp_path)
 
 
 def _copy(world: Path, folder: Path) -> Path:
@@ -322,14 +353,14 @@ def test_a_listener_and_a_codec_are_whole_or_refused(
     with pytest.raises(
         ValueError, match=rf"{file}: tensor '{name}' has .*\(3, 7\), expected {shape}"
     ):
-        load_world(copy)
+        _read(copy)
     del tensors[name]
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"{file} lacks the tensor '{name}'"):
-        load_world(copy)
+        _read(copy)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{file} is not a readable safetensors file"):
-        load_world(copy)
+        _read(copy)
 
 
 def test_a_world_without_tokenizers_is_refused_before_a_run(world: Path, tmp_path: Path) -> None:
@@ -338,7 +369,7 @@ def test_a_world_without_tokenizers_is_refused_before_a_run(world: Path, tmp_pat
         for file in (copy / model).glob("tokenizer*"):
             file.unlink()
         with pytest.raises((ValueError, OSError), match=f"{copy / model} has no tokenizer"):
-            load_world(copy)
+            _read(copy)
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])

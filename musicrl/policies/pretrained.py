@@ -6,6 +6,8 @@ Nothing is downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ def load_model(network: Any, folder: Path) -> Any:
     """
     files_of(folder)
     try:
-        model, told = network.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with quiet():
+            model, told = network.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except Exception as fault:
         raise ValueError(f"{folder / 'config.json'}: {fault}") from fault
     for name in sorted(told["missing_keys"]):
@@ -47,6 +50,24 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise FileNotFoundError(f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)}")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as fault:
         raise ValueError(f"{folder} holds no tokenizer that can be read: {fault}") from fault
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While transformers reads a folder: without its progress bars, which the logs of actors would
+    be full of, and its warnings; what it would only warn of is checked here."""
+    from transformers.utils import logging
+
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()
