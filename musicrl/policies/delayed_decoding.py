@@ -14,6 +14,7 @@ from torch import Tensor
 from musicrl.policies.cache import DecodingCache
 from musicrl.policies.delayed_layers import Layer
 from musicrl.sampler.cache import PagedKV, Rows
+from musicrl.sampler.ops import WholeStep
 
 
 def decode(
@@ -21,9 +22,8 @@ def decode(
 ) -> Tensor:
     """x [B, W] through all layers, which append to the cache: [B, W]. x may be written over."""
     prompts = None if cache.prompts is None else (cache.prompts, _prompt_rows(rows, cache))
-    found = cache.ops.decode(
-        x, lambda: [layer.parts for layer in layers], cache.kv, rows, rotation, prompts
-    )
+    step = WholeStep(lambda: [layer.parts for layer in layers], cache.kv, rows, rotation, prompts)
+    found = cache.ops.decode(x, step)
     if found is not None:
         return found
     for number, layer in enumerate(layers):

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from musicrl.sampler.panels import columns
+from musicrl.sampler.packing import COLUMNS
+from musicrl.sampler.packing import packed as pack
 from musicrl.sampler.summation import guesses
 
 ROWS = 27
@@ -27,9 +28,11 @@ def chains_of(library: CDLL, inputs: int, outputs: int, threads: int) -> tuple[i
     generator = torch.Generator().manual_seed(inputs)
     x = torch.randn(ROWS, inputs, generator=generator)
     weight = torch.randn(outputs, inputs, generator=generator)
-    wanted, packed = F.linear(x, weight), columns(weight, library.product_lanes())
+    wanted, packed = F.linear(x, weight), pack(library, weight, COLUMNS, threads)
     for chains in guesses(inputs):
-        if torch.equal(exact_product(library, x, packed, outputs, chains, threads), wanted):
+        if torch.equal(
+            exact_product(library, x, packed.data_ptr(), outputs, chains, threads), wanted
+        ):
             return chains
     return None
 
@@ -37,13 +40,13 @@ def chains_of(library: CDLL, inputs: int, outputs: int, threads: int) -> tuple[i
 def exact_product(
     library: CDLL,
     x: Tensor,
-    packed: Tensor,
+    packed: int,
     outputs: int,
     chains: tuple[int, ...],
     threads: int,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """x [B, I] by the weight in `columns` to [B, O], in chains of so many inputs, then + residual
+    """x [B, I] by the weight in COLUMNS, at its address, to [B, O], in chains of so many inputs, then + residual
     [B, O] if there is one.
 
     Raises ValueError when x is not dense float32.
@@ -55,7 +58,7 @@ def exact_product(
     rows, inputs = x.shape
     out = torch.empty(rows, outputs)
     library.exact_product(
-        *(x.data_ptr(), packed.data_ptr(), None if residual is None else residual.data_ptr()),
+        *(x.data_ptr(), packed, None if residual is None else residual.data_ptr()),
         *(out.data_ptr(), rows, inputs, outputs),
         *(_numbers(chains), len(chains), threads),
     )

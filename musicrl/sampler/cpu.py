@@ -6,7 +6,6 @@ the learner's log-probabilities to about 1e-6. Knows addresses and layouts, not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from ctypes import CDLL
 
 import torch
@@ -17,8 +16,8 @@ from musicrl.sampler.addresses import address
 from musicrl.sampler.cache import PagedKV, Rows, Span
 from musicrl.sampler.chains import chains_of, exact_product
 from musicrl.sampler.layers import Layers
-from musicrl.sampler.ops import EPS, LayerParts, Norm, feed_forward, norm_linear
-from musicrl.sampler.panels import columns, halves, panels
+from musicrl.sampler.ops import EPS, Norm, WholeStep, feed_forward, norm_linear
+from musicrl.sampler.packing import COLUMNS, HALVES, PAIRS, PackedWeights
 from musicrl.sampler.reference import FEWEST_ROWS, attend_varlen, padded, product
 from musicrl.sampler.sampling import Drawn, Precision, SamplingConfig
 from musicrl.sampler.summation import Packed, pack, parts_of, product_in_parts
@@ -26,12 +25,11 @@ from musicrl.sampler.tile_routine import has_bfloat16_products, tile_routine
 from musicrl.sampler.tiles import ADD, BOTH, GELU, KEEP, SWIGLU, Tiles
 
 FEW_ROWS = 16
-"""Up to so many rows, products in bfloat16 are C: reading the weights is what takes the time. On a
-processor without products of bfloat16 they are C for any number."""
+"""Up to so many rows, products in bfloat16 are C where no library's routine multiplies whole tiles of
+it (tile_routine.py): reading the weights is what takes the time. On a processor without products of
+bfloat16 they are C for any number."""
 FEW_EXACT_ROWS = 32
 """Up to so many rows, products in float32 are C where it gives the bits of torch."""
-FEW_TILE_ROWS = 8
-"""The same where a library's routine multiplies whole tiles of bfloat16 (tile_routine.py)."""
 SMALL_WEIGHT = 2**17
 """Weights of so few numbers are multiplied by both halves of what enters `linear`, as bfloat16: it costs
 next to nothing, and queries and keys of narrow layers are where rounding tells most."""
@@ -48,32 +46,36 @@ class CpuOps:
     def __init__(self, library: CDLL, num_rows: int, precision: Precision = "float32") -> None:
         """`num_rows`: of most calls; others are as right and not as fast."""
         self._library = library
-        self._num_rows = max(num_rows, FEWEST_ROWS)
+        self._asked, self._num_rows = num_rows, max(num_rows, FEWEST_ROWS)
         self.kv_dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._threads = torch.get_num_threads()
-        routine = tile_routine() if precision == "bfloat16" else None
-        self._tiles = None if routine is None else Tiles(library, routine, self._threads)
+        self._weights = PackedWeights(library, self._threads)
+        is_rounding = precision == "bfloat16"
+        few = num_rows <= FEW_ROWS or not has_bfloat16_products()
+        self._has_panels = is_rounding and few
+        self._tiles: Tiles | None = None
         self._layers: Layers | None = None
-        has_panels = num_rows <= FEW_ROWS or not has_bfloat16_products()
-        self._is_fused = precision == "bfloat16" and (has_panels or routine is not None)
-        has_tiles = routine is not None and num_rows > FEW_TILE_ROWS
-        self._in_panels = dict.fromkeys((KEEP, ADD, SWIGLU, GELU), has_panels and not has_tiles)
-        self._in_panels[BOTH] = has_panels
-        if routine is not None and self._tiles is not None:
-            kept = self._kept, not has_panels
-            self._layers = Layers(library, routine, self._tiles, *kept, self._threads)
+        if is_rounding and (routine := tile_routine()) is not None:
+            self._tiles = Tiles(library, routine, self._weights, self._threads)
+            self._layers = Layers(library, routine, self._tiles, self._kept, self._threads)
         self._are_few = num_rows <= FEW_EXACT_ROWS
         self._packed: dict[tuple[int, torch.Size, torch.dtype], Packed] = {}
-        self._panels: dict[tuple[int, torch.Size, Callable[..., Tensor]], Tensor] = {}
         self._scratch = torch.empty(0, dtype=torch.float64)
+
+    def serves(self, num_rows: int) -> bool:
+        """Whether it was made for so many rows, and for as many threads as there are now."""
+        return (num_rows, torch.get_num_threads()) == (self._asked, self._threads)
 
     def refresh(self) -> None:
         """Forget the packed weights."""
         self._packed.clear()
-        self._panels.clear()
-        for kept in (self._tiles, self._layers):
-            if kept is not None:
-                kept.refresh()
+        self._weights.refresh()
+        if self._layers is not None:
+            self._layers.refresh()
+
+    @property
+    def _is_fused(self) -> bool:
+        return self._has_panels or self._tiles is not None
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         if self._is_fused:
@@ -104,15 +106,14 @@ class CpuOps:
         return residual + self._product(x, weight, self.kv_dtype)
 
     def norm_linear(self, x: Tensor, norm: Norm, weight: Tensor) -> Tensor:
-        after = self._kept(weight)
-        if not self._is_fused or self._in_panels[after] or self._tiles is None:
+        if self._tiles is None:
             return norm_linear(self, x, norm, weight)
-        return self._tiles.product(x, weight, after, norm=norm)
+        return self._tiles.product(x, weight, self._kept(weight), norm=norm)
 
     def feed_forward(
         self, x: Tensor, norm: Norm, up: Tensor, down: Tensor, *, is_gated: bool
     ) -> Tensor:
-        if not self._is_fused or self._in_panels[ADD] or self._tiles is None:
+        if self._tiles is None:
             return feed_forward(self, x, norm, up, down, is_gated=is_gated)
         return self._tiles.feed_forward(x, norm, up, down, SWIGLU if is_gated else GELU)
 
@@ -148,18 +149,8 @@ class CpuOps:
     def attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, span: Span) -> Tensor:
         return attend_varlen(query, key, value, span)
 
-    def decode(
-        self,
-        x: Tensor,
-        layers: Callable[[], Sequence[LayerParts]],
-        kv: PagedKV,
-        rows: Rows,
-        rotation: Tensor | None,
-        prompts: tuple[PagedKV, Rows] | None,
-    ) -> Tensor | None:
-        if self._layers is None or self._in_panels[ADD]:
-            return None
-        return self._layers.decode(x, layers, kv, rows, rotation, prompts)
+    def decode(self, x: Tensor, step: WholeStep) -> Tensor | None:
+        return None if self._layers is None else self._layers.decode(x, step)
 
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:
         tokens, logprobs, kept = self.draw_cells(logits[:, None], None, uniform[None], config)
@@ -222,8 +213,7 @@ class CpuOps:
         self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None = None
     ) -> Tensor:
         """x [B, I] by the rounded weight and what comes after, in one call: [B, O] in float32."""
-        if not self._in_panels[after]:
-            assert self._tiles is not None
+        if self._tiles is not None:
             return self._tiles.product(x, weight, after, residual)
         if after == GELU:
             return F.gelu(self._few(x, weight, KEEP, None))
@@ -231,16 +221,12 @@ class CpuOps:
 
     def _few(self, x: Tensor, weight: Tensor, after: int, residual: Tensor | None) -> Tensor:
         """The weight in panels alone is rounded."""
-        order = halves if after == SWIGLU else panels
-        key = weight.data_ptr(), weight.shape, order
-        if key not in self._panels:
-            lanes: int = self._library.product_lanes()
-            self._panels[key] = order(weight.detach().to(torch.bfloat16), lanes)
+        packed = self._weights.find(weight, HALVES if after == SWIGLU else PAIRS)
         rows, inputs = x.shape
         outputs = len(weight) // 2 if after == SWIGLU else len(weight)
         out = torch.empty(rows, outputs)
         self._library.product(
-            *(address(x), self._panels[key].data_ptr()),
+            *(address(x), packed),
             *(None if residual is None else address(residual), address(out)),
             *(rows, inputs, outputs, after, self._threads),
         )
@@ -283,10 +269,7 @@ class CpuOps:
         chains: tuple[int, ...],
         residual: Tensor | None = None,
     ) -> Tensor:
-        key = weight.data_ptr(), weight.shape, columns
-        if key not in self._panels:
-            self._panels[key] = columns(weight.detach(), self._library.product_lanes())
-        packed = self._panels[key]
+        packed = self._weights.find(weight, COLUMNS)
         count = len(weight)
         return exact_product(self._library, x, packed, count, chains, self._threads, residual)
 

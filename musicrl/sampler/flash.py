@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from musicrl.sampler.cache import PagedKV, Rows, Span
-from musicrl.sampler.ops import EPS, Norm, feed_forward, norm_linear
+from musicrl.sampler.ops import EPS, Norm, WholeStep, feed_forward, norm_linear
 from musicrl.sampler.sampling import Drawn, SamplingConfig, draw, draw_cells
 
 PAGE = 256
@@ -157,7 +157,7 @@ class FlashOps:
         )
         return mixed.float()
 
-    def decode(self, *_: object) -> None:
+    def decode(self, x: Tensor, step: WholeStep) -> None:
         """It goes layer by layer, and is recorded."""
 
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from musicrl.sampler.addresses import address
 from musicrl.sampler.cache import PagedKV, Rows
-from musicrl.sampler.ops import EPS, LayerParts, Norm
+from musicrl.sampler.ops import EPS, LayerParts, Norm, WholeStep
 from musicrl.sampler.tile_routine import TileRoutine
-from musicrl.sampler.tiles import BOTH, GELU, PANEL, ROOM, SWIGLU, TILE_ROWS, Tiles, whole
+from musicrl.sampler.tiles import GELU, PANEL, ROOM, SWIGLU, TILE_ROWS, Tiles, whole
 
 Prompts = tuple[PagedKV, Rows]
 
@@ -51,13 +51,11 @@ class Layers:
         routine: TileRoutine,
         tiles: Tiles,
         kept: Callable[[Tensor], int],
-        is_splitting: bool,
         threads: int,
     ) -> None:
-        """`kept` says what is done with a projection's sums; `is_splitting`: also where both halves of
-        what enters are multiplied."""
+        """`kept` says what is done with a projection's sums."""
         self._library, self._routine, self._tiles = library, routine, tiles
-        self._kept, self._is_splitting, self._threads = kept, is_splitting, threads
+        self._kept, self._threads = kept, threads
         self._plan: _Plan | None = None
         self._form: _Form | None = None
 
@@ -65,27 +63,18 @@ class Layers:
         """Forget the weights."""
         self._plan = None
 
-    def decode(
-        self,
-        x: Tensor,
-        layers: Callable[[], Sequence[LayerParts]],
-        kv: PagedKV,
-        rows: Rows,
-        rotation: Tensor | None,
-        prompts: Prompts | None,
-    ) -> Tensor | None:
+    def decode(self, x: Tensor, step: WholeStep) -> Tensor:
         """As `Ops.decode`; x is written over."""
-        if self._plan is None or self._plan.kv is not kv:
-            self._plan, self._form = self._lay_out(layers(), kv, prompts), None
-        if BOTH in self._plan.afters and not self._is_splitting:
-            return None
+        prompts, rows = step.prompts, step.rows
+        if self._plan is None or self._plan.kv is not step.kv:
+            self._plan, self._form = self._lay_out(step.layers(), step.kv, prompts), None
         sizes = len(x), rows.tables.shape[1]
         if self._form is None or self._form.sizes != sizes:
             self._form = self._size(self._plan, sizes, x.shape[1], prompts)
         asked = None if prompts is None else prompts[1]
         self._library.decode(
             *(*self._routine, self._plan.weights, self._form.form, EPS),
-            None if rotation is None else address(rotation),
+            None if step.rotation is None else address(step.rotation),
             *_places(rows),
             *((None, None) if asked is None else _places(asked)),
             *(self._form.parts, self._form.sums, address(x)),

@@ -22,6 +22,7 @@ SOURCES = tuple(
     for name in (
         "kernels.c",
         "mixing.c",
+        "packing.c",
         "products.c",
         "tiles.c",
         "layers.c",
@@ -57,10 +58,13 @@ SIGNATURES = {
     "feed_forward": [*[_pointer] * 5, _float, *[_pointer] * 7, *[_int] * 5],
     "decode": [*[_pointer] * 4, _float, *[_pointer] * 8],
     "tile_product": [*[_pointer] * 5, _float, *[_pointer] * 6, *[_int] * 5],
+    "pack_weight": [*[_pointer] * 2, *[_int] * 4],
+    "packed_words": [_int] * 3,
     "product_lanes": [],
     "swiglu": [*[_pointer] * 2, *[_int] * 3],
     "draw_cells": [*[_pointer] * 4, *[_float] * 2, *[_int] * 4, *[_pointer] * 4, _int],
 }
+RESULTS = {"packed_words": ctypes.c_int64, "product_lanes": _int}
 
 
 @functools.cache
@@ -73,7 +77,7 @@ def kernels() -> ctypes.CDLL | None:
         return None
     for name, arguments in SIGNATURES.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, _int if not arguments else None
+        function.argtypes, function.restype = arguments, RESULTS.get(name)
     return library
 
 

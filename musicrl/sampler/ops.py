@@ -48,6 +48,19 @@ class LayerParts(NamedTuple):
     is_gated: bool
 
 
+class WholeStep(NamedTuple):
+    """What all layers of a decoding step of B rows read, and where they write."""
+
+    layers: Callable[[], Sequence[LayerParts]]
+    """Asked once for a policy and its cache."""
+    kv: PagedKV
+    rows: Rows
+    rotation: Tensor | None
+    """[positions, 1, D / 2, 2], as of `Ops.attend`."""
+    prompts: tuple[PagedKV, Rows] | None
+    """What `Ops.attend_cached` reads."""
+
+
 class Ops(Protocol):
     """The operations on B rows. An instance lives as long as the weights that it is called with are
     what they are, or is told of new ones, so that it may keep them in another form."""
@@ -129,17 +142,9 @@ class Ops(Protocol):
         [N, Hkv, D], to [N, H, D]."""
         ...
 
-    def decode(
-        self,
-        x: Tensor,
-        layers: Callable[[], Sequence[LayerParts]],
-        kv: PagedKV,
-        rows: Rows,
-        rotation: Tensor | None,
-        prompts: tuple[PagedKV, Rows] | None,
-    ) -> Tensor | None:
+    def decode(self, x: Tensor, step: WholeStep) -> Tensor | None:
         """x [B, W] through all layers of one decoding step, in one call, and x may be written over;
-        None where the backend has no such call. `prompts`: what `attend_cached` reads."""
+        None where the backend has no such call."""
         ...
 
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:

@@ -1,7 +1,7 @@
 /* Products of few rows, which read every weight once and do nothing else.
  *
  * Numbers are GNU C's vectors, as long as the machine's own; which instructions they become is the
- * compiler's affair. Weights lie in panels of 2 * LANES outputs (panels.py packs them):
+ * compiler's affair. Weights lie in panels of 2 * LANES outputs (packing.c packs them):
  *
  *   bfloat16  [outputs / (2 LANES), inputs, LANES] words, each of two outputs' weights
  *   float32   [outputs / (2 LANES), inputs, 2 LANES]

@@ -15,7 +15,7 @@ from torch import Tensor
 from musicrl.policies.backward import rms_norm, swiglu
 from musicrl.policies.blocks import attend_causally, rotate
 from musicrl.sampler.cache import PagedKV, Rows, Span
-from musicrl.sampler.ops import EPS, Norm, feed_forward, norm_linear
+from musicrl.sampler.ops import EPS, Norm, WholeStep, feed_forward, norm_linear
 from musicrl.sampler.sampling import Drawn, SamplingConfig, draw, draw_cells
 
 FEWEST_ROWS = 16
@@ -80,7 +80,7 @@ class ReferenceOps:
     def attend_varlen(self, query: Tensor, key: Tensor, value: Tensor, span: Span) -> Tensor:
         return attend_varlen(query, key, value, span)
 
-    def decode(self, *_: object) -> None:
+    def decode(self, x: Tensor, step: WholeStep) -> None:
         """It goes layer by layer."""
 
     def draw(self, logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Drawn:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-from ctypes import c_bool, c_int64, c_void_p
+from ctypes import c_bool, c_int8, c_int64, c_void_p
 from typing import NamedTuple
 
 import torch
@@ -18,10 +17,13 @@ import torch
 NAMES = (
     "_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb",
     "_ZN2at6native7cpublas14brgemm_releaseEb",
+    "_ZN2at6native7cpublas10could_packEN3c1010ScalarTypeE",
 )
-"""C++'s names of `at::native::cpublas::brgemm` for bfloat16 and of `brgemm_release`."""
-LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""With either the user keeps instructions from oneDNN, and the routine may be among them."""
+"""C++'s names of `at::native::cpublas::brgemm` for bfloat16, of `brgemm_release` and of `could_pack`,
+which says whether weights that are laid out beforehand are what is fast on this processor, with the
+instructions that the user lets oneDNN have."""
+BFLOAT16 = 15
+"""torch's number of the type."""
 
 
 class TileRoutine(NamedTuple):
@@ -36,27 +38,21 @@ class TileRoutine(NamedTuple):
 def tile_routine() -> TileRoutine | None:
     """None where there is no such routine, where it computes something else, or where the processor
     multiplies no whole tiles of bfloat16, which is what makes it fast."""
-    is_there = torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
-    if not is_there or any(name in os.environ for name in LIMITS):
+    if not torch.backends.mkldnn.is_available():
         return None
     try:
         library = ctypes.CDLL(torch._C.__file__)
-        multiply, release = (getattr(library, name) for name in NAMES)
+        multiply, release, could_pack = (getattr(library, name) for name in NAMES)
     except (OSError, AttributeError):
         return None
+    could_pack.argtypes, could_pack.restype = [c_int8], c_bool
     multiply.argtypes = [*[c_int64] * 6, c_bool, *[c_void_p] * 3, c_bool]
     release.argtypes = [c_bool]
     multiply.restype = release.restype = None
-    if not _is_right(multiply, release):
+    if not could_pack(BFLOAT16) or not _is_right(multiply, release):
         return None
     addresses = (ctypes.cast(each, c_void_p).value or 0 for each in (multiply, release))
     return TileRoutine(*addresses)
-
-
-def paired(weight: torch.Tensor) -> torch.Tensor:
-    """Weights [..., O, I] as the routine reads them, [..., I / 2, O, 2]."""
-    packed: torch.Tensor = weight.unflatten(-1, (-1, 2)).transpose(-3, -2).contiguous()
-    return packed
 
 
 def has_bfloat16_products() -> bool:
@@ -70,7 +66,8 @@ def _is_right(multiply: ctypes._FuncPointer, release: ctypes._FuncPointer) -> bo
     rows, inputs, outputs = 16, 32, 32
     x = (torch.arange(rows * inputs) % 7 - 3).view(rows, inputs).bfloat16()
     weight = (torch.arange(outputs * inputs) % 5 - 2).view(outputs, inputs).bfloat16()
-    found, packed = torch.zeros(rows, outputs), paired(weight)
+    found = torch.zeros(rows, outputs)
+    packed = weight.unflatten(1, (-1, 2)).transpose(0, 1).contiguous()  # [I / 2, O, 2]
     data = x.data_ptr(), packed.data_ptr(), found.data_ptr()
     multiply(rows, outputs, inputs, inputs, outputs, outputs, False, *data, True)
     release(True)

@@ -1,6 +1,6 @@
 """Products of bfloat16 in whole tiles, with what is done before and after in one call of `tiles.c`.
 
-It keeps rounded weights and knows addresses; which products come this way is the backend's choice.
+It knows addresses; which products come this way is the backend's choice.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from ctypes import CDLL
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from musicrl.sampler.addresses import address
 from musicrl.sampler.ops import EPS, Norm
-from musicrl.sampler.tile_routine import TileRoutine, paired
+from musicrl.sampler.packing import GATED_TILES, TILES, PackedWeights
+from musicrl.sampler.tile_routine import TileRoutine
 
 KEEP, ADD, SWIGLU, GELU, BOTH = range(5)
 """What `products.c` and `tiles.c` do with their sums."""
@@ -26,14 +26,12 @@ ROOM = 64
 class Tiles:
     """The routine on weights that do not change."""
 
-    def __init__(self, library: CDLL, routine: TileRoutine, threads: int) -> None:
+    def __init__(
+        self, library: CDLL, routine: TileRoutine, weights: PackedWeights, threads: int
+    ) -> None:
         self._library, self._routine, self._threads = library, routine, threads
-        self._packed: dict[tuple[int, torch.Size, bool], Tensor] = {}
+        self._weights = weights
         self._scratch = torch.empty(0)
-
-    def refresh(self) -> None:
-        """Forget the rounded weights."""
-        self._packed.clear()
 
     def product(
         self,
@@ -77,14 +75,7 @@ class Tiles:
 
     def pack(self, weight: Tensor, *, is_gated: bool = False) -> int:
         """Address of the weight in bfloat16, in panels; of one that is gated, each with its gate's."""
-        key = weight.data_ptr(), weight.shape, is_gated
-        packed = self._packed.get(key)
-        if packed is None:
-            parts = weight.detach().to(torch.bfloat16).unflatten(0, (1 + is_gated, -1))
-            more = [-size % PANEL for size in parts.shape[1:]]
-            whole = F.pad(parts, (0, more[1], 0, more[0])).unflatten(1, (-1, PANEL))
-            packed = self._packed[key] = paired(whole.transpose(0, 1).flatten(1, 2))
-        return packed.data_ptr()
+        return self._weights.find(weight, GATED_TILES if is_gated else TILES)
 
     def _sums(self, rows: int) -> int:
         return 4 * self._threads * whole(rows, TILE_ROWS) * PANEL

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from musicrl.sampler.chains import chains_of, exact_product
 from musicrl.sampler.native import kernels
-from musicrl.sampler.panels import columns
+from musicrl.sampler.packing import COLUMNS, packed
 
 pytestmark = pytest.mark.compiler
 
@@ -35,11 +35,11 @@ def test_chains_that_were_found_gives_the_bits_of_torch(
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(40, inputs, generator=generator)
     weight = torch.randn(outputs, inputs, generator=generator)
-    packed = columns(weight, library.product_lanes())
-    found = exact_product(library, x[:rows], packed, outputs, chains, 1)
+    columns = packed(library, weight, COLUMNS, 1)
+    found = exact_product(library, x[:rows], columns.data_ptr(), outputs, chains, 1)
     assert torch.equal(found, F.linear(x, weight)[:rows])
     residual = torch.randn(rows, outputs, generator=generator)
-    more = exact_product(library, x[:rows], packed, outputs, chains, 1, residual)
+    more = exact_product(library, x[:rows], columns.data_ptr(), outputs, chains, 1, residual)
     assert torch.equal(more, residual + found)
 
 
@@ -48,12 +48,14 @@ def test_chains_that_were_found_gives_the_bits_of_torch(
 def test_any_chains_are_the_product(library: CDLL, chains: tuple[int, ...], outputs: int) -> None:
     torch.manual_seed(outputs)
     x, weight = torch.randn(7, 30), torch.randn(outputs, 30)
-    packed = columns(weight, library.product_lanes())
-    found = exact_product(library, x, packed, outputs, chains, 2)
+    columns = packed(library, weight, COLUMNS, 1)
+    found = exact_product(library, x, columns.data_ptr(), outputs, chains, 2)
     torch.testing.assert_close(found, x @ weight.T, atol=1e-5, rtol=1e-5)
 
 
 def test_numbers_that_are_not_dense_are_refused(library: CDLL) -> None:
-    packed = columns(torch.randn(4, 6), library.product_lanes())
+    columns = packed(library, torch.randn(4, 6), COLUMNS, 1)
     with pytest.raises(ValueError, match=r"a kernel needs dense float32, got torch\.float64"):
-        exact_product(library, torch.zeros(2, 6, dtype=torch.float64), packed, 4, (6,), 1)
+        exact_product(
+            library, torch.zeros(2, 6, dtype=torch.float64), columns.data_ptr(), 4, (6,), 1
+        )

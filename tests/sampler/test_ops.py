@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from musicrl.policies.blocks import rotations
-from musicrl.sampler import native
+from musicrl.sampler import cpu, native
 from musicrl.sampler.backends import make_ops
 from musicrl.sampler.cache import PagedKV, Rows
-from musicrl.sampler.cpu import FEW_ROWS, FEW_TILE_ROWS, CpuOps
+from musicrl.sampler.cpu import FEW_ROWS, CpuOps
 from musicrl.sampler.randomness import noise_grid
 from musicrl.sampler.reference import ReferenceOps
 from musicrl.sampler.sampling import Backend, Precision, SamplingConfig, guide, unpack
@@ -294,21 +294,28 @@ def test_a_kernel_refuses_what_it_cannot_read(ops: CpuOps) -> None:
 
 @pytest.mark.parametrize("num_rows", [6, 15, 40])
 @pytest.mark.parametrize("outputs", [80, 38])
-def test_bfloat16_rounds_products_and_nothing_else(num_rows: int, outputs: int) -> None:
-    """In C for few rows, which rounds the weights alone, by a library for more where it can."""
+@pytest.mark.parametrize("has_tiles", [True, False])
+def test_bfloat16_rounds_products_and_nothing_else(
+    num_rows: int, outputs: int, has_tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whole tiles where a library has them; else in C for few rows, which rounds the weights
+    alone, and by a library for more where it can."""
+    if not has_tiles:
+        monkeypatch.setattr(cpu, "tile_routine", lambda: None)
+    elif tile_routine() is None:
+        pytest.skip("no library multiplies bfloat16 tiles here")
     torch.manual_seed(0)
     config = SamplingConfig(backend="cpu", precision="bfloat16")
     ops = make_ops(config, num_rows=num_rows, device=CPU)
     x, weight = torch.randn(15, 48), torch.randn(outputs, 48)
     residual = torch.randn(15, outputs)
-    has_tiles = tile_routine() is not None
     is_c = num_rows <= FEW_ROWS or not has_bfloat16_products()
     inputs = x if is_c or has_tiles else x.bfloat16().float()
     got = ops.linear(x, weight)
     assert got.dtype == torch.float32
     wanted = inputs @ weight.bfloat16().float().T
     torch.testing.assert_close(got, wanted, atol=1e-2, rtol=1e-2)
-    is_c &= num_rows <= FEW_TILE_ROWS or not has_tiles
+    is_c &= not has_tiles
     rounded = (x if is_c else x.bfloat16().float()) @ weight.bfloat16().float().T
     assert not torch.allclose(got, REFERENCE.linear(x, weight), atol=1e-4)
     large = 1000 * residual
