@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from musicrl.codecs.semantic import SemanticTokenizer
-from musicrl.evaluation.figures import Figure, figure
 from musicrl.prompts import mismatched
 from musicrl.types import Clips, Prompt
 from musicrl.world import DECODE_CLIPS, World
@@ -50,14 +49,17 @@ def tokenise(world: World, clips: Clips) -> NDArray[np.int16]:
 
 
 @torch.inference_mode()
-def caption_gap(world: World, grids: NDArray[np.int16], prompts: Sequence[Prompt]) -> Figure:
+def caption_gap(
+    world: World, grids: NDArray[np.int16], prompts: Sequence[Prompt]
+) -> NDArray[np.float64]:
     """NLL of a clip's semantic tokens under another clip's caption less that under its own, nats a
-    token, over clips with grids int16 [B, S, K]."""
+    token, float64 [B] of clips with grids int16 [B, S, K]."""
     own, other = (
         _semantic_nll(world, grids, [prompt.text for prompt in asked])
         for asked in (prompts, mismatched(prompts))
     )
-    return figure((other - own).double().numpy())
+    gap: NDArray[np.float64] = (other - own).double().numpy()
+    return gap
 
 
 def _semantic_nll(world: World, grids: NDArray[np.int16], texts: Sequence[str]) -> Tensor:

@@ -51,12 +51,18 @@ def cosine_spread(embeddings: NDArray[np.floating]) -> Figure:
     B = len(embeddings)
     if B < 2:
         return Figure(mean=float("nan"), standard_error=float("nan"), count=B)
+    own = own_spread(embeddings)
+    error = 2 * float(own.std(ddof=1)) / np.sqrt(B) if B > 2 else float("nan")
+    return Figure(mean=float(own.mean()), standard_error=error, count=B)
+
+
+def own_spread(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mean cosine distance of each clip of [B, D] from the B - 1 others, float64 [B]."""
     unit = embeddings.astype(np.float64)
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
     similarity = np.minimum(unit @ unit.T, 1.0)
-    own = 1 - (similarity.sum(1) - similarity.diagonal()) / (B - 1)
-    error = 2 * float(own.std(ddof=1)) / np.sqrt(B) if B > 2 else float("nan")
-    return Figure(mean=float(own.mean()), standard_error=error, count=B)
+    own: NDArray[np.float64] = 1 - (similarity.sum(1) - similarity.diagonal()) / (len(unit) - 1)
+    return own
 
 
 def cosine_spread_within(embeddings: NDArray[np.floating], groups: Sequence[str]) -> Figure:

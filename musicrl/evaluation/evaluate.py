@@ -77,5 +77,6 @@ def to_report(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, objec
             name: {key: found.to_json() for key, found in row.items()}
             for name, row in evaluation.bars.items()
         },
+        "kept": {name: found.to_json() for name, found in evaluation.kept.items()},
         "left_out": dict(evaluation.left_out),
     }

@@ -13,6 +13,7 @@ from musicrl.evaluation.bars import named
 from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.document import Table, html_table, markdown_table, page
 from musicrl.evaluation.heldout import differences, win_rates
+from musicrl.evaluation.kept import kept_table, passed_over
 from musicrl.evaluation.origin import BASE
 from musicrl.evaluation.rows import Evaluation
 from musicrl.evaluation.table import (
@@ -28,6 +29,8 @@ TITLE = "Evaluation on held-out prompts"
 NO_PERSON = "Rewards and judges are programs: no person heard these clips."
 WIN_RATES = "Win rates over base: of the prompts whose two clips differ in a score"
 ASKED = "What music is asked to be: real clips by their own captions, policies by held-out prompts"
+KEPT = "What the base's music became: one in forty unchanged figures is called worse by chance"
+ASK_FOR = "--pitch True tracks solos, --world DIR has real clips"
 NO_REFERENCE = "no distances: they are to the real clips of --world, or to the clips of --base"
 
 
@@ -43,6 +46,8 @@ def sections(evaluation: Evaluation) -> list[tuple[str, Table]]:
             ("Paired differences", difference_table(changes)),
             (WIN_RATES, columns("scored higher than base (95 %)", wins)),
         ]
+    if evaluation.kept:
+        found.append((KEPT, kept_table(evaluation.kept)))
     if len(frontier(results)) > 1:
         found.append(("Reward against divergence", frontier_table(results)))
     sets = {name: {**row.distances, **row.diversity} for name, row in evaluation.sets.items()}
@@ -56,10 +61,13 @@ def sections(evaluation: Evaluation) -> list[tuple[str, Table]]:
 
 
 def told(evaluation: Evaluation) -> list[str]:
-    """What distances are to, and what was left out, a sentence each."""
+    """What each row kept of music, what distances are to, and what was left out, a sentence each."""
     to = evaluation.reference
     left_out = [f"left out: {name}: {why}" for name, why in evaluation.left_out.items()]
-    return [NO_REFERENCE if to is None else f"distances are to the {to} clips", *left_out]
+    kept = [row.said(name) for name, row in evaluation.kept.items()]
+    if kept and (missing := passed_over(evaluation.kept)):
+        kept.append(f"not measured ({ASK_FOR}): {'; '.join(missing)}")
+    return [*kept, NO_REFERENCE if to is None else f"distances are to the {to} clips", *left_out]
 
 
 def settings_of(config: EvaluateConfig, folder: Path) -> dict[str, object]:

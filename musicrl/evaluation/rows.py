@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 
 from musicrl.audio import read_wav
@@ -22,7 +23,7 @@ from musicrl.evaluation.clipset import ClipSet, SetFigures, describe, join, set_
 from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.ears import Ears
 from musicrl.evaluation.family import MUSICLM, Family
-from musicrl.evaluation.figures import Figure
+from musicrl.evaluation.figures import Figure, figure
 from musicrl.evaluation.heldout import (
     EVALUATION_STEP,
     EvaluationChunk,
@@ -32,6 +33,7 @@ from musicrl.evaluation.heldout import (
     merge,
     score_chunk,
 )
+from musicrl.evaluation.kept import Kept, distance_change, kept, of_columns, paired_figures
 from musicrl.evaluation.origin import BASE, policy_file
 from musicrl.evaluation.pitch import StablePitch
 from musicrl.evaluation.reconstruction import REAL
@@ -68,6 +70,8 @@ class Evaluation:
     """What the codec keeps of real clips, by number of levels; empty without any."""
     bars: dict[str, dict[str, Figure]]
     """What is asked of music (`bars.py`), of every row."""
+    kept: dict[str, Kept]
+    """What every row but the base's kept of music (`kept.py`)."""
     left_out: dict[str, str]
     """Figures that nobody could give, by name, and why."""
 
@@ -104,8 +108,9 @@ def evaluate_rows(
 
 def caption_gaps(
     worlds: Mapping[str, PlayableWorld], measured: References | None
-) -> tuple[dict[str, Figure], dict[str, str]]:
-    """How far captions matter to each world's policy on real clips, and why that is not known."""
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, str]]:
+    """How far captions matter to each world's policy on real clips, float64 [B] by name, and why
+    that is not known."""
     if measured is None:
         return {}, {}
     real, gaps, grids = measured.second, {}, None
@@ -123,7 +128,7 @@ def gather(
     measured: References | None,
     config: EvaluateConfig,
     streams: Sequence[str],
-    gaps: Mapping[str, Figure],
+    gaps: Mapping[str, NDArray[np.float64]],
 ) -> Evaluation:
     """Rows, with the distances of their sets: to real clips, or to those of a base that was named."""
     sets = {name: clips for name, (_, clips) in rows.items()}
@@ -139,9 +144,23 @@ def gather(
         sets=figures,
         reference=REAL if measured else BASE if config.base else None,
         codec=measured.codec if measured else {},
-        bars=bar_figures(judged, figures, gaps, RECONSTRUCTION),
+        bars=bar_figures(judged, figures, {k: figure(v) for k, v in gaps.items()}, RECONSTRUCTION),
+        kept={name: kept_of(rows, figures, gaps, name) for name in rows if name != BASE},
         left_out=unscored(results),
     )
+
+
+def kept_of(
+    rows: Mapping[str, Row],
+    figures: Mapping[str, SetFigures],
+    gaps: Mapping[str, NDArray[np.float64]],
+    name: str,
+) -> Kept:
+    """What a row kept of the base's music; distances are those to real clips alone."""
+    paired = paired_figures(rows[BASE], rows[name])
+    if BASE in gaps and name in gaps:
+        paired[GAP] = of_columns(gaps[BASE], gaps[name])
+    return kept(paired, distance_change(figures[BASE], figures[name]))
 
 
 def unscored(results: Mapping[str, EvaluationResult]) -> dict[str, str]:

@@ -20,13 +20,15 @@ from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.ears import Ears
 from musicrl.evaluation.figures import Figure, figure
 from musicrl.evaluation.heldout import EvaluationResult, divergence, evaluation_chunks
+from musicrl.evaluation.pitch import StablePitch
 from musicrl.evaluation.rows import evaluate_policy
 from musicrl.policies.base import Policy
 from musicrl.rewards.mix import RewardMix
-from musicrl.types import Prompt
-from musicrl.world import World
+from musicrl.types import Clips, Prompt
+from musicrl.world import DECODE_CLIPS, World
 
 KIND = "measurement"
+PITCH = f"judge/{StablePitch.name}"
 Columns = Mapping[str, NDArray[np.float64]]
 
 
@@ -115,6 +117,18 @@ def measure(
     if reference is base:
         return measured
     return replace(measured, reference_kl=_divergence(world, measured, reference, config))
+
+
+def with_pitch(measured: Measured, world: World) -> Measured:
+    """The same, its solos tracked: of the tokens, decoded again by `world`. Raises ValueError where
+    the tracker is not installed."""
+    judge, tracked = StablePitch(), []
+    for chunk in evaluation_chunks(measured.result.prompts, DECODE_CLIPS):
+        audio = world.decode(measured.tokens[chunk.first : chunk.first + len(chunk.prompts)])
+        clips = Clips(audio=audio, sample_rate=world.sample_rate)
+        tracked.append(judge(chunk.prompts, clips).astype(np.float64))
+    columns = {**measured.result.columns, PITCH: np.concatenate(tracked)}
+    return replace(measured, result=replace(measured.result, columns=columns))
 
 
 def _divergence(

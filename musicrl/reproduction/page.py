@@ -17,10 +17,13 @@ from musicrl.evaluation.document import html_table, page
 from musicrl.reproduction.findings import PairFinding
 from musicrl.reproduction.plot import Bar, Point, bars, scatter
 from musicrl.reproduction.report import (
+    KEPT,
     REWARDS,
     SIMULATED,
     Report,
+    kept_rows,
     model_tables,
+    music_said,
     pair_table,
     verdict,
 )
@@ -42,6 +45,9 @@ def to_html(report: Report, prompts: Sequence[Prompt], clips: Mapping[str, Clips
             "diamond is the win rate in the paper, by people.</p>"
         ),
         *_win_rates(report.pairs),
+        f"<h2>{escape(KEPT)}</h2>",
+        "<ul>" + "".join(f"<li>{escape(said)}</li>" for said in music_said(report)) + "</ul>",
+        html_table(kept_rows(report)),
         "<h2>Rewards against divergence</h2>",
         *_frontiers(report),
         "<h2>Listen</h2>",

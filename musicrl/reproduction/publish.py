@@ -23,10 +23,11 @@ from musicrl.reproduction.findings import (
     pair_findings,
     text_change,
 )
+from musicrl.reproduction.kept import kept_findings
 from musicrl.reproduction.page import to_html
 from musicrl.reproduction.plan import planned
 from musicrl.reproduction.recipes import BASE
-from musicrl.reproduction.report import Report, to_markdown, verdict
+from musicrl.reproduction.report import Report, music_said, to_markdown, verdict
 from musicrl.reproduction.reproduce import Train, seeds_of
 from musicrl.textfile import write_text
 from musicrl.types import Clips
@@ -64,6 +65,8 @@ def _reproduce(config: ReproduceConfig, train: Train, console: Console) -> dict[
     for rater in dict.fromkeys(pair.rater for pair in report.pairs):
         console.print(_table(rater, report.pairs))
     say(verdict(report))
+    for sentence in music_said(report):
+        say(sentence)
     say(f"report in {config.out / 'report.html'}")
     return values
 
@@ -89,6 +92,7 @@ def make_report(config: ReproduceConfig, seeds: Sequence[SeedFindings]) -> Repor
         preference=read_facts(preference),
         pairs=pairs,
         orderings=orderings(pairs),
+        kept=kept_findings(seeds),
         models=[row for seed in seeds for row in model_rows(seed)],
         text={
             f"{name}, seed {seed.seed}": text_change(seed, name)

@@ -11,13 +11,16 @@ from typing import Any
 
 from musicrl.evaluation.document import Table, markdown_table
 from musicrl.evaluation.figures import Figure
+from musicrl.evaluation.kept import kept_table, passed_over
 from musicrl.evaluation.table import signed
 from musicrl.reproduction.findings import Ordering, PairFinding
+from musicrl.reproduction.kept import KeptFinding, verdicts
 
 SIMULATED = (
     "No person rated anything here. Raters are SIMULATED, and the preference model learned from "
     "simulated raters, unless its file says otherwise."
 )
+KEPT = "What became of music: one in forty unchanged figures is called worse by chance"
 REWARDS = ("text", "quality", "preference")
 JUDGES = ("embedding", "tagger", "quality", "pitch-variety", "sounding")
 DIVERSITY = ("spread/judge", "spread/tagger", "silent", "clipped", "longest-note")
@@ -39,6 +42,9 @@ class Report:
     text: Mapping[str, Figure]
     """Paired change of text adherence from the base of `MODEL, seed N`."""
 
+    kept: Sequence[KeptFinding]
+    """What every model kept of the base's music."""
+
     @property
     def failures(self) -> list[Ordering]:
         return [found for found in self.orderings if found.verdict != "holds"]
@@ -52,6 +58,7 @@ class Report:
             "pairs": [pair.to_json() for pair in self.pairs],
             "orderings": [found.to_json() for found in self.orderings],
             "text_adherence_change": {k: v.to_json() for k, v in self.text.items()},
+            "kept": [found.to_json() for found in self.kept],
             "models": [dict(row) for row in self.models],
         }
 
@@ -72,12 +79,27 @@ def to_markdown(report: Report) -> str:
         markdown_table(pair_table(report.pairs)),
         "## Models",
         *(f"### {title}\n\n{markdown_table(table)}" for title, table in model_tables(report)),
+        f"## {KEPT}",
+        *(f"- {sentence}" for sentence in music_said(report)),
+        markdown_table(kept_rows(report)),
         "## Text adherence against the base, paired",
         *(f"- {name}: {signed(change)}" for name, change in report.text.items()),
         "## Settings",
         "```\n" + "\n".join(f"{k}: {v}" for k, v in report.settings.items()) + "\n```",
     ]
     return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
+
+
+def music_said(report: Report) -> list[str]:
+    """A sentence on what every model kept of music, of all seeds together."""
+    said = [row.found.said(row.name) for row in verdicts(report.kept)]
+    missing = passed_over({row.name: row.found for row in report.kept})
+    return [*said, *([f"not measured here: {'; '.join(missing)}"] if missing else [])]
+
+
+def kept_rows(report: Report) -> Table:
+    """Every figure's change, of every model."""
+    return kept_table({row.name: row.found for row in verdicts(report.kept)})
 
 
 def verdict(report: Report) -> str:

@@ -21,10 +21,11 @@ from musicrl.config import ModelConfig, TrainConfig
 from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.judges import CALIBRATION, load_ears
 from musicrl.evaluation.origin import policy_file
+from musicrl.evaluation.pitch import has_tracker
 from musicrl.evaluation.rows import heldout
 from musicrl.reproduction.config import ReproduceConfig
 from musicrl.reproduction.findings import CONTROL, SeedFindings
-from musicrl.reproduction.measured import Measured, measure
+from musicrl.reproduction.measured import PITCH, Measured, measure, with_pitch
 from musicrl.reproduction.panel import Panel, panels_of
 from musicrl.reproduction.recipes import BASE, RECIPES, run_settings
 from musicrl.reproduction.records import Records, digest_of
@@ -162,7 +163,8 @@ class Seed:
         )
 
     def measure(self, name: str, prompts: Sequence[Prompt]) -> Measured:
-        """Measure a model, unless its file is there."""
+        """Measure a model, unless its file is there; its solos are tracked where a tracker is
+        installed, in files of before too."""
         config = self.measuring(name)
         reference = self.policy(RECIPES[name].start if name in RECIPES else BASE)
         key = f"measured-{_file_name(name)}"
@@ -172,7 +174,7 @@ class Seed:
         digest = digest_of(settings, *files, *self.parts(*SOUND, *JUDGES))
         if self.records.is_done(key, digest) and path.is_file():
             self.say(f"seed {self.seed}: {name} is measured")
-            return Measured.from_file(path, prompts)
+            return self.tracked(Measured.from_file(path, prompts), path)
         self.say(f"seed {self.seed}: measuring {name}")
         worlds = [World.load(self.world, self.policy(n)) for n in (name, BASE)]
         is_base = reference == self.policy(BASE)
@@ -187,7 +189,15 @@ class Seed:
         )
         measured.save(path)
         self.records.finish(key, digest)
-        return measured
+        return self.tracked(measured, path)
+
+    def tracked(self, measured: Measured, path: Path) -> Measured:
+        """With the judge of pitch, if it can be had."""
+        if PITCH in measured.result.columns or not has_tracker():
+            return measured
+        found = with_pitch(measured, World.load(self.world, self.policy(BASE)))
+        found.save(path)
+        return found
 
     def updates(self) -> dict[str, int]:
         """Updates that every trained model had."""

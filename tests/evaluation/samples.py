@@ -1,11 +1,16 @@
-"""A codec that keeps all, and a melody to put through it."""
+"""A codec that keeps all, a melody to put through it, and a reward that no music is needed for."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from musicrl.rewards.table import RewardWorld
+from musicrl.types import Clips, Prompt
 
 
 class Samples:
@@ -25,6 +30,18 @@ class Samples:
     def decode(self, codes: Tensor) -> Tensor:
         parts = codes.float() / torch.tensor([100, 1e8])[: codes.shape[1], None]
         return parts.sum(1)
+
+
+class Level:
+    """A reward that is easily bought: the root mean square of a clip."""
+
+    name = "level"
+
+    def __init__(self, world: RewardWorld) -> None: ...
+
+    def __call__(self, prompts: Sequence[Prompt], clips: Clips) -> NDArray[np.float32]:
+        level: NDArray[np.float32] = np.sqrt((clips.audio**2).mean(1)).astype(np.float32)
+        return level
 
 
 def melody(rate: int, seconds: float) -> NDArray[np.float32]:

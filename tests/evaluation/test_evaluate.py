@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from musicrl.evaluation.evaluate import run_evaluation
 from musicrl.evaluation.origin import policy_file
 from musicrl.evaluation.rows import evaluate_rows, heldout
 from musicrl.policies.musiclm import MusicLM
+from musicrl.rewards.mix import RewardConfig
 from musicrl.world import World
 
 
@@ -79,6 +81,35 @@ def test_a_folder_of_audio_is_a_row(tiny_world: Path, tmp_path: Path) -> None:
     next(tmp_path.glob("*.wav")).write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"\.wav is not a readable audio file"):
         evaluate_rows(config)
+
+
+def test_a_reward_that_is_bought_with_one_tone_is_reported(
+    tiny_world: Path, tmp_path: Path
+) -> None:
+    level = "tests.evaluation.samples:Level"
+    config = EvaluateConfig(
+        weights=tiny_world,
+        prompts=6,
+        audio=(tmp_path,),
+        reward=RewardConfig(weights={level: 1.0}),
+        out=tmp_path / "report",
+    )
+    tone = 0.9 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    for prompt in heldout(config):
+        write_wav(tmp_path / f"{prompt.id}.wav", tone.astype(np.float32), 16_000)
+    screen = io.StringIO()
+    report: Any = run_evaluation(config, Console(file=screen, width=250))
+    found = report["kept"][str(tmp_path)]
+    assert found["reward_rose_while_music_fell"]
+    assert {"spread/tagger", "spread/judge", "longest-note"} <= set(found["worse"])
+    assert found["music"]["spread/judge"]["after"] == pytest.approx(0, abs=1e-9)
+    change = report["differences"][str(tmp_path)]["judge/sounding"]
+    assert found["music"]["judge/sounding"]["change"] == change
+    said = f"{tmp_path}: the reward rose while music FELL: "
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert said in screen.getvalue()
+    assert f"- {said}" in page
+    assert "not measured (--pitch True tracks solos" in page
 
 
 def test_where_a_policy_is_found(tmp_path: Path) -> None:

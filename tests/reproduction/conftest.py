@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -26,9 +28,12 @@ Reproduce = Callable[[ReproduceConfig, Train], dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def loop_world(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny world with a quality and a preference model."""
+    """The tiny world with a quality and a preference model, all of its prompts for solos."""
     folder = tmp_path_factory.mktemp("loop") / "world"
     shutil.copytree(tiny_world, folder)
+    prompts = pq.read_table(folder / "prompts.parquet")
+    solo = pa.array(["solo"] * len(prompts))
+    pq.write_table(prompts.append_column("texture", solo), folder / "prompts.parquet")
     torch.manual_seed(11)
     for name in ("quality", "quality-judge"):
         MosPredictor(MosConfig(width=8, num_blocks=1)).save(folder / f"{name}.safetensors")

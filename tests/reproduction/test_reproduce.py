@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from musicrl.checkpoint import load_tensors
+from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.config import TrainConfig
+from musicrl.evaluation.pitch import has_tracker
 from musicrl.reproduction.budget import affordable_updates
 from musicrl.reproduction.config import ReproduceConfig
 from musicrl.reproduction.plan import planned
@@ -96,6 +97,59 @@ def test_the_report_stands_alone_and_says_what_failed(done: Done) -> None:
         assert sentence in text
         assert sentence in page
     assert list((out / "tensorboard").glob("events.*"))
+
+
+def test_what_became_of_music_is_said_of_every_model(done: Done) -> None:
+    found = {row["name"]: row for row in done.report["kept"]}
+    assert list(found) == ["base, other clips", "R", "U", "RU"]
+    columns = {
+        name: load_tensors(
+            done.config.out / f"seed0/measured/{name}.safetensors", kind="measurement"
+        )[0]
+        for name in ("base", "R", "U")
+    }
+    moved = {
+        k: columns[k]["column:judge/sounding"] - columns["base"]["column:judge/sounding"]
+        for k in "RU"
+    }
+    for name, change in moved.items():
+        assert found[name]["music"]["judge/sounding"]["change"]["mean"] == pytest.approx(
+            change.nanmean().item()
+        )
+    # R is trained on adherence and quality, whose marks are 1 to 5, U on the preference alone.
+    gained = {
+        k: columns[k]["column:reward/preference"] - columns["base"]["column:reward/preference"]
+        for k in "RU"
+    }
+    assert found["U"]["reward"]["change"]["mean"] == pytest.approx(gained["U"].mean().item())
+    terms = {
+        term: columns["R"][f"column:reward/{term}"] - columns["base"][f"column:reward/{term}"]
+        for term in ("text", "quality")
+    }
+    wanted = (terms["text"] + terms["quality"] / 4).mean().item()
+    assert found["R"]["reward"]["change"]["mean"] == pytest.approx(wanted)
+    assert found["base, other clips"]["reward"] is None
+    text, page = ((done.config.out / file).read_text() for file in ("report.md", "report.html"))
+    for name, row in found.items():
+        said = f"{name}: no reward" if row["reward"] is None else f"{name}: "
+        assert f"- {said}" in text
+        assert f"<li>{said}" in page
+        assert ("music FELL" in text.split(f"- {name}: ")[1].split("\n")[0]) == bool(row["worse"])
+
+
+@pytest.mark.skipif(not has_tracker(), reason="swift-f0 is not installed (the extra `judges`)")
+def test_solos_are_tracked_in_what_was_measured_before(
+    done: Done, quietly: Reproduce, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(done.config.out, tmp_path / "out"))
+    path = out / "seed0/measured/R.safetensors"
+    tensors, config = load_tensors(path, kind="measurement")
+    tracked = tensors.pop("column:judge/stable-pitch")
+    assert tracked.isfinite().any()
+    save_tensors(path, tensors, kind="measurement", config=config)
+    assert quietly(replace(done.config, out=out), Trainer()) == done.report
+    again, _ = load_tensors(path, kind="measurement")
+    torch.testing.assert_close(again["column:judge/stable-pitch"], tracked, equal_nan=True)
 
 
 def test_what_is_done_is_not_done_again(done: Done, quietly: Reproduce) -> None:
