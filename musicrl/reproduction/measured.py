@@ -20,15 +20,14 @@ from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.ears import Ears
 from musicrl.evaluation.figures import Figure, figure
 from musicrl.evaluation.heldout import EvaluationResult, divergence, evaluation_chunks
-from musicrl.evaluation.pitch import StablePitch
 from musicrl.evaluation.rows import evaluate_policy
 from musicrl.policies.base import Policy
+from musicrl.rewards.base import Reward
 from musicrl.rewards.mix import RewardMix
 from musicrl.types import Clips, Prompt
 from musicrl.world import DECODE_CLIPS, World
 
 KIND = "measurement"
-PITCH = f"judge/{StablePitch.name}"
 Columns = Mapping[str, NDArray[np.float64]]
 
 
@@ -119,16 +118,23 @@ def measure(
     return replace(measured, reference_kl=_divergence(world, measured, reference, config))
 
 
-def with_pitch(measured: Measured, world: World) -> Measured:
-    """The same, its solos tracked: of the tokens, decoded again by `world`. Raises ValueError where
-    the tracker is not installed."""
-    judge, tracked = StablePitch(), []
+def with_judges(measured: Measured, world: World, judges: Sequence[Reward]) -> Measured:
+    """The same, heard by further judges too: of its tokens, decoded again by `world`."""
+    heard = []
     for chunk in evaluation_chunks(measured.result.prompts, DECODE_CLIPS):
         audio = world.decode(measured.tokens[chunk.first : chunk.first + len(chunk.prompts)])
         clips = Clips(audio=audio, sample_rate=world.sample_rate)
-        tracked.append(judge(chunk.prompts, clips).astype(np.float64))
-    columns = {**measured.result.columns, PITCH: np.concatenate(tracked)}
-    return replace(measured, result=replace(measured.result, columns=columns))
+        heard.append({column_of(judge): judge(chunk.prompts, clips) for judge in judges})
+    columns = {
+        name: np.concatenate([part[name] for part in heard]).astype(np.float64) for name in heard[0]
+    }
+    result = replace(measured.result, columns={**measured.result.columns, **columns})
+    return replace(measured, result=result)
+
+
+def column_of(judge: Reward) -> str:
+    """The name of a judge's scores."""
+    return f"judge/{judge.name}"
 
 
 def _divergence(

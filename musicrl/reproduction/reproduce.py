@@ -21,11 +21,11 @@ from musicrl.config import ModelConfig, TrainConfig
 from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.judges import CALIBRATION, load_ears
 from musicrl.evaluation.origin import policy_file
-from musicrl.evaluation.pitch import has_tracker
+from musicrl.evaluation.pitch import StablePitch, has_tracker
 from musicrl.evaluation.rows import heldout
 from musicrl.reproduction.config import ReproduceConfig
 from musicrl.reproduction.findings import CONTROL, SeedFindings
-from musicrl.reproduction.measured import PITCH, Measured, measure, with_pitch
+from musicrl.reproduction.measured import Measured, column_of, measure, with_judges
 from musicrl.reproduction.panel import Panel, panels_of
 from musicrl.reproduction.recipes import BASE, RECIPES, run_settings
 from musicrl.reproduction.records import Records, digest_of
@@ -163,8 +163,7 @@ class Seed:
         )
 
     def measure(self, name: str, prompts: Sequence[Prompt]) -> Measured:
-        """Measure a model, unless its file is there; its solos are tracked where a tracker is
-        installed, in files of before too."""
+        """Measure a model, unless its file is there; what a judge of today did not hear, it hears."""
         config = self.measuring(name)
         reference = self.policy(RECIPES[name].start if name in RECIPES else BASE)
         key = f"measured-{_file_name(name)}"
@@ -174,7 +173,7 @@ class Seed:
         digest = digest_of(settings, *files, *self.parts(*SOUND, *JUDGES))
         if self.records.is_done(key, digest) and path.is_file():
             self.say(f"seed {self.seed}: {name} is measured")
-            return self.tracked(Measured.from_file(path, prompts), path)
+            return self.heard(Measured.from_file(path, prompts), path)
         self.say(f"seed {self.seed}: measuring {name}")
         worlds = [World.load(self.world, self.policy(n)) for n in (name, BASE)]
         is_base = reference == self.policy(BASE)
@@ -189,13 +188,16 @@ class Seed:
         )
         measured.save(path)
         self.records.finish(key, digest)
-        return self.tracked(measured, path)
+        return self.heard(measured, path)
 
-    def tracked(self, measured: Measured, path: Path) -> Measured:
-        """With the judge of pitch, if it can be had."""
-        if PITCH in measured.result.columns or not has_tracker():
+    def heard(self, measured: Measured, path: Path) -> Measured:
+        """With the judges that there are now, kept in its file."""
+        judges = load_ears(self.world).judges + ((StablePitch(),) if has_tracker() else ())
+        missing = [j for j in judges if column_of(j) not in measured.result.columns]
+        if not missing:
             return measured
-        found = with_pitch(measured, World.load(self.world, self.policy(BASE)))
+        self.say(f"seed {self.seed}: hearing {path.stem}: {', '.join(j.name for j in missing)}")
+        found = with_judges(measured, World.load(self.world, self.policy(BASE)), missing)
         found.save(path)
         return found
 
