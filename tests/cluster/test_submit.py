@@ -1,8 +1,11 @@
-"""`musicrl submit`: what is refused before anything is sent, and one job on a cluster with a token."""
+"""`musicrl submit`: what is refused before anything is sent, and jobs on a cluster with a token."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,9 +21,10 @@ import pytest
 from cluster.cli import EXIT_FAULT, main
 from cluster.commands.submit import split_at_dashes
 from cluster.submit import SubmitConfig, dashboard_of, prepare_token
+from tests.small_musicgen import write_world
 
 ROOT = Path(__file__).parent.parent.parent
-DEADLINE_SECONDS = 90
+DEADLINE_SECONDS = 180
 TOKEN = "a-token-of-this-test-and-of-nothing-else"
 VARIABLES = (
     "RAY_ADDRESS",
@@ -149,7 +153,7 @@ def test_a_server_in_trouble_is_not_taken_for_an_open_cluster(
         prepare_token(address)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster_with_token(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[str, dict[str, str]]]:
@@ -164,7 +168,7 @@ def cluster_with_token(
         f"--port={port}",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}",
-        "--num-cpus=2",
+        "--num-cpus=4",
         f"--temp-dir={folder / 't'}",
         "--disable-usage-stats",
         f"--object-store-memory={10**8}",
@@ -215,3 +219,48 @@ def test_a_job_gets_its_arguments_and_gives_its_log_and_its_exit_code(
     assert "warning" not in done.stderr
     assert TOKEN not in done.stdout + done.stderr
     assert done.returncode == EXIT_FAULT
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_readmes_job_trains_a_musicgen(
+    cluster_with_token: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    """The line as it stands there, on a checkpoint of random weights and with a size that this
+    machine can do."""
+    address, environment = cluster_with_token
+    (line,) = re.findall(
+        r"^ray job submit .*musicgen.*$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    command = shlex.split(line)
+    command[command.index("--address") + 1] = address
+    write_world(tmp_path / "world")
+    sizes = {
+        "model.weights": tmp_path / "world",
+        "out": tmp_path / "run",
+        "iterations": 1,
+        "rollout.prompts-per-step": 2,
+        "rollout.samples-per-prompt": 2,
+        "rollout.prompts-per-chunk": 2,
+        "evaluation.prompts": 2,
+        "evaluation.audio-prompts": 1,
+        "cluster.num-scorers": 1,
+        "cluster.sampler-gpus": 0,
+        "cluster.learner-gpus": 0,
+        "cluster.object-store-mb": 80,
+    }
+    programs = Path(sys.executable).parent
+    done = subprocess.run(
+        [programs / command[0], *command[1:], *(f"--{k}={v}" for k, v in sizes.items())],
+        cwd=ROOT,
+        env=environment | {"RAY_AUTH_MODE": "token", "PATH": f"{programs}:{environment['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["iterations"] == 1
+    assert (tmp_path / "run" / "checkpoints" / "step_000001" / "policy.safetensors").is_file()
+    assert TOKEN not in done.stdout + done.stderr
