@@ -10,12 +10,11 @@ import functools
 from ctypes import CDLL, Array, c_int
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from musicrl.sampler.packing import COLUMNS
 from musicrl.sampler.packing import packed as pack
-from musicrl.sampler.summation import guesses
+from musicrl.sampler.summation import guesses, products
 
 ROWS = 27
 """Of the products that are compared with torch's: tiles of every size, and more rows than take the
@@ -24,16 +23,17 @@ libraries' other path."""
 
 @functools.cache
 def chains_of(library: CDLL, inputs: int, outputs: int, threads: int) -> tuple[int, ...] | None:
-    """Lengths of the chains with which C gives the bits of `F.linear`; None where none do."""
+    """Lengths of the chains with which C gives the bits of `F.linear`, or of that on one thread; None
+    where none do."""
     generator = torch.Generator().manual_seed(inputs)
     x = torch.randn(ROWS, inputs, generator=generator)
     weight = torch.randn(outputs, inputs, generator=generator)
-    wanted, packed = F.linear(x, weight), pack(library, weight, COLUMNS, threads)
-    for chains in guesses(inputs):
-        if torch.equal(
-            exact_product(library, x, packed.data_ptr(), outputs, chains, threads), wanted
-        ):
-            return chains
+    packed = pack(library, weight, COLUMNS, threads)
+    for wanted in products(x, weight):
+        for chains in guesses(inputs):
+            found = exact_product(library, x, packed.data_ptr(), outputs, chains, threads)
+            if torch.equal(found, wanted):
+                return chains
     return None
 
 

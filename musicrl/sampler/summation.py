@@ -24,16 +24,29 @@ ROWS = 48
 
 @functools.cache
 def parts_of(inputs: int, outputs: int) -> tuple[int, ...] | None:
-    """Lengths of the parts in which torch adds up `inputs` terms of each of so many sums; None when
-    no guess fits."""
+    """Lengths of the parts in which torch adds up `inputs` terms of each of so many sums, or does so
+    on one thread; None when no guess fits."""
     generator = torch.Generator().manual_seed(inputs)
     x = torch.randn(ROWS, inputs, generator=generator)
     weight = torch.randn(outputs, inputs, generator=generator)
-    wanted = F.linear(x, weight)
-    for parts in guesses(inputs):
-        if torch.equal(product_in_parts(x, pack(weight, parts, ROWS), parts), wanted):
-            return parts
+    for wanted in products(x, weight):
+        for parts in guesses(inputs):
+            if torch.equal(product_in_parts(x, pack(weight, parts, ROWS), parts), wanted):
+                return parts
     return None
+
+
+def products(x: Tensor, weight: Tensor) -> Iterator[Tensor]:
+    """`F.linear` of all threads, then of one: libraries that split the sums of few long rows among
+    threads, in an order that depends on the number of either, do not split those of many rows."""
+    yield F.linear(x, weight)
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = F.linear(x, weight)
+    finally:
+        torch.set_num_threads(count)
+    yield alone
 
 
 def pack(weight: Tensor, parts: Sequence[int], num_rows: int) -> Packed:
