@@ -9,6 +9,7 @@ import json
 
 from rich.console import Console
 
+from musicrl.allocator import keep_freed_memory
 from musicrl.evaluation.config import EvaluateConfig
 from musicrl.evaluation.document import terminal_table
 from musicrl.evaluation.family import MUSICLM, Family
@@ -33,6 +34,7 @@ def run_evaluation(
     `real` are the clips of `config.world`, at best twice as many as there are prompts.
     """
     console = console or Console()
+    keep_freed_memory()
     evaluation = evaluate_rows(config, real=real, family=family)
     for _, table in sections(evaluation):
         console.print(terminal_table(table))
@@ -78,5 +80,9 @@ def to_report(config: EvaluateConfig, evaluation: Evaluation) -> dict[str, objec
             for name, row in evaluation.bars.items()
         },
         "kept": {name: found.to_json() for name, found in evaluation.kept.items()},
+        "unseen": {
+            name: {key: found.to_json() for key, found in row.items()}
+            for name, row in evaluation.unseen.items()
+        },
         "left_out": dict(evaluation.left_out),
     }

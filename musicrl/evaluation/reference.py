@@ -22,6 +22,7 @@ from musicrl.evaluation.ears import Ears
 from musicrl.evaluation.figures import Figure
 from musicrl.evaluation.heldout import ChunkScores, EvaluationResult, merge
 from musicrl.evaluation.reconstruction import REAL, codec_figures
+from musicrl.evaluation.unseen import Combination
 from musicrl.playable import PlayableWorld
 from musicrl.prompts import attribute
 from musicrl.rewards.base import Reward
@@ -38,6 +39,8 @@ class RealClips:
     clips: Clips
     prompts: tuple[Prompt, ...]
     """A caption of each, with its attributes where they are known."""
+    trained: frozenset[Combination] = frozenset()
+    """The attributes of the clips that the world's models learned from; empty where not known."""
 
     @property
     def solo(self) -> NDArray[np.bool_]:

@@ -30,6 +30,7 @@ NO_PERSON = "Rewards and judges are programs: no person heard these clips."
 WIN_RATES = "Win rates over base: of the prompts whose two clips differ in a score"
 ASKED = "What music is asked to be: real clips by their own captions, policies by held-out prompts"
 KEPT = "What the base's music became: one in forty unchanged figures is called worse by chance"
+UNSEEN = "Prompts whose attributes, as a whole, no clip has that models learned from"
 ASK_FOR = "--pitch True tracks solos, --world DIR has real clips"
 NO_REFERENCE = "no distances: they are to the real clips of --world, or to the clips of --base"
 
@@ -54,6 +55,8 @@ def sections(evaluation: Evaluation) -> list[tuple[str, Table]]:
     found.append(("Sets of clips: distances and diversity", columns("set of clips", sets)))
     if any(evaluation.bars.values()):
         found.append((ASKED, columns("asked", named(evaluation.bars))))
+    if evaluation.unseen:
+        found.append((UNSEEN, columns("unseen combinations", evaluation.unseen)))
     if evaluation.codec:
         codec = columns("real clips through the codec", evaluation.codec)
         found.append(("The codec", codec))

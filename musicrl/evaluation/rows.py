@@ -43,6 +43,7 @@ from musicrl.evaluation.reference import (
     References,
     measure_references,
 )
+from musicrl.evaluation.unseen import Combination, unseen_figures
 from musicrl.playable import PlayableWorld
 from musicrl.policies.base import Policy
 from musicrl.prompts import FREEFORM, load_prompts
@@ -72,6 +73,9 @@ class Evaluation:
     """What is asked of music (`bars.py`), of every row."""
     kept: dict[str, Kept]
     """What every row but the base's kept of music (`kept.py`)."""
+    unseen: dict[str, dict[str, Figure]]
+    """Of prompts whose combination of attributes no model met (`unseen.py`), of the rows that have
+    any."""
     left_out: dict[str, str]
     """Figures that nobody could give, by name, and why."""
 
@@ -102,7 +106,8 @@ def evaluate_rows(
     rows |= _best_of_rows(base, prompts, mix, ears, config)
     for audio in config.audio:
         rows[str(audio)] = evaluate_audio(audio, prompts, mix, ears, base, config=config)
-    found = gather(rows, measured, config, base.layout.stream_names, gaps)
+    trained = frozenset[Combination]() if real is None else real.trained
+    found = gather(rows, measured, config, base.layout.stream_names, gaps, trained)
     return replace(found, left_out={**ears.left_out, **no_gap, **found.left_out})
 
 
@@ -129,6 +134,7 @@ def gather(
     config: EvaluateConfig,
     streams: Sequence[str],
     gaps: Mapping[str, NDArray[np.float64]],
+    trained: frozenset[Combination] = frozenset(),
 ) -> Evaluation:
     """Rows, with the distances of their sets: to real clips, or to those of a base that was named."""
     sets = {name: clips for name, (_, clips) in rows.items()}
@@ -146,6 +152,7 @@ def gather(
         codec=measured.codec if measured else {},
         bars=bar_figures(judged, figures, {k: figure(v) for k, v in gaps.items()}, RECONSTRUCTION),
         kept={name: kept_of(rows, figures, gaps, name) for name in rows if name != BASE},
+        unseen={k: v for k, result in results.items() if (v := unseen_figures(result, trained))},
         left_out=unscored(results),
     )
 

@@ -124,6 +124,11 @@ class Attributes:
     def as_row(self) -> dict[str, str | None]:
         return asdict(self)
 
+    @property
+    def combination(self) -> frozenset[tuple[str, str]]:
+        """Names and values of what is known."""
+        return frozenset((name, value) for name, value in self.as_row().items() if value)
+
 
 UNKNOWN = Attributes(instrument="", tempo="", texture="", genre="", loudness="", mode=None)
 """Of a clip that only a caption describes; no attribute has this value."""

@@ -51,9 +51,10 @@ def write_prompts(config: PromptStageConfig) -> dict[str, float]:
 
 def count_unseen(rows: Sequence[Mapping[str, str | None]], trained: Sequence[Attributes]) -> int:
     """Rows whose attributes, as a whole, no clip of `trained` has."""
-    seen = {tuple(known.as_row().items()) for known in trained}
+    seen = {known.combination for known in trained}
     names = Attributes.__dataclass_fields__
-    return sum(tuple((name, row[name]) for name in names) not in seen for row in rows)
+    asked = (frozenset((name, value) for name in names if (value := row[name])) for row in rows)
+    return sum(each not in seen for each in asked)
 
 
 def _rows(data: WorldData, split: str, count: int, seed: int) -> list[dict[str, str | None]]:

@@ -12,11 +12,12 @@ from random import Random
 import numpy as np
 
 from musicrl.evaluation.reference import RealClips
+from musicrl.evaluation.unseen import Combination
 from musicrl.pretrain.attributes import UNKNOWN, Attributes, caption
 from musicrl.pretrain.excerpts import load_pieces, plan_excerpts
 from musicrl.pretrain.progress import track
 from musicrl.pretrain.render import Renderer, require_synthesiser
-from musicrl.pretrain.world import NOTES, WorldData
+from musicrl.pretrain.world import NOTES, WorldData, read_plan
 from musicrl.types import Clips, Prompt
 
 SPLIT = "test"
@@ -34,7 +35,16 @@ def real_clips(world: Path, count: int) -> RealClips:
     return RealClips(
         clips=Clips(audio=data.audio(indices).numpy(), sample_rate=data.sample_rate),
         prompts=tuple(as_prompt(text, known, i) for i, (text, known) in enumerate(pairs)),
+        trained=combinations(world),
     )
+
+
+def combinations(world: Path) -> frozenset[Combination]:
+    """The attributes of a world's clips of the train split, by its plan; empty where it has no plan,
+    or one of captions alone."""
+    plan = world / "excerpts-train.parquet"
+    known = read_plan(plan)[0] if plan.is_file() else []
+    return frozenset(row.combination for row in known if row is not UNKNOWN)
 
 
 def rendered_clips(

@@ -161,7 +161,7 @@ class WorldData:
             raise FileNotFoundError(
                 f"no {split} clips in {folder}: run `musicrl pretrain world`, or `recordings`"
             )
-        self.attributes, self._captions = _told(plan)
+        self.attributes, self._captions = read_plan(plan)
         self.sample_rate: int = json.loads(settings.read_text())["sample_rate"]
         shards = sorted((folder / f"audio-{split}").glob("*.npy"))
         self._shards = [np.load(path, mmap_mode="r") for path in shards]
@@ -209,8 +209,8 @@ class WorldData:
         return [caption(self.attributes[int(i)], rng, complete=complete) for i in indices]
 
 
-def _told(plan: Path) -> tuple[list[Attributes], list[str]]:
-    """Attributes of every clip, and captions where the plan of recordings has those instead."""
+def read_plan(plan: Path) -> tuple[list[Attributes], list[str]]:
+    """Of a split's Parquet file: attributes of every clip, and captions where the plan of recordings has those instead."""
     if "caption" in pq.read_schema(plan).names:
         captions = [str(text) for text in pq.read_table(plan, columns=["caption"])[0].to_pylist()]
         return [UNKNOWN] * len(captions), captions

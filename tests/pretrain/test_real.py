@@ -10,13 +10,18 @@ import pytest
 import torch
 
 from musicrl.evaluation.captions import cannot_tokenise, caption_gap, tokenise
+from musicrl.evaluation.unseen import is_unseen
 from musicrl.policies.musiclm import MusicLM
+from musicrl.pretrain.attributes import Attributes
+from musicrl.pretrain.prompts import count_unseen
 from musicrl.pretrain.real import real_clips, rendered_clips
 from musicrl.pretrain.tokens import TokenData
 from musicrl.pretrain.world import WorldData
-from musicrl.prompts import attribute, mismatched
+from musicrl.prompts import attribute, load_prompts, mismatched
 from musicrl.world import World
 from tests.pretrain.small import POLICY
+
+ALL_OPEN: dict[str, str | None] = dict.fromkeys(Attributes.__dataclass_fields__)
 
 
 @pytest.fixture
@@ -38,6 +43,21 @@ def test_a_soundfont_plays_the_test_split_with_its_captions(
     truth = WorldData(tiny_world, "test").attributes[:5]
     assert [attribute(p, "instrument") for p in stored.prompts] == [a.instrument for a in truth]
     assert stored.solo.tolist() == [a.texture == "solo" for a in truth]
+
+
+def test_held_out_combinations_are_those_that_the_prompt_stage_counts(
+    tiny_world: Path, weights: Path
+) -> None:
+    real = real_clips(tiny_world, 4)
+    trained = WorldData(tiny_world, "train").attributes
+    prompts = load_prompts(weights / "prompts.parquet", split="heldout")
+    new = is_unseen(prompts, real.trained)
+    assert new.sum() == count_unseen(
+        [dict(ALL_OPEN, **dict(p.attributes)) for p in prompts], trained
+    )
+    assert 0 < new.sum() < len(prompts)
+    seen = next(p for p, is_new in zip(prompts, new, strict=True) if not is_new)
+    assert any(attributes.combination == frozenset(seen.attributes) for attributes in trained)
 
 
 def test_the_cost_of_another_caption_is_that_of_the_pretraining_tokens(
