@@ -134,7 +134,8 @@ def columns(
     folder = config.weights or SHIPPED_WORLD
     own = policy_file(config.base, folder) if config.base else own_policy(folder)
     files: dict[str, Path | None] = {BASE: own}
-    files |= {str(path): policy_file(path, folder) for path in config.policies}
+    names = column_names(config.policies)
+    files |= {k: policy_file(path, folder) for k, path in zip(names, config.policies, strict=True)}
     worlds = {name: load(folder, file) for name, file in files.items()}
     found = []
     if real is not None:
@@ -149,6 +150,16 @@ def columns(
         made_by = origin(files[name], world.policy)
         found.append(Column(name=name, origin=made_by, clips=sampled(world, prompts, config)))
     return found
+
+
+def column_names(policies: Sequence[Path]) -> list[str]:
+    """Of each policy the last part of its path, or the whole where that is not one of a kind."""
+    short = [path.stem if path.suffix == ".safetensors" else path.name for path in policies]
+    taken = [*short, BASE, REAL, RECONSTRUCTION]
+    return [
+        name if taken.count(name) == 1 else str(path)
+        for name, path in zip(short, policies, strict=True)
+    ]
 
 
 def sampled(world: PlayableWorld, prompts: Sequence[Prompt], config: ListenConfig) -> Clips:

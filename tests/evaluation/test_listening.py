@@ -18,6 +18,7 @@ from musicrl.evaluation.listening import (
     LOUDNESS_DB,
     ListenConfig,
     chosen_prompts,
+    column_names,
     gain_of,
     run_listening,
 )
@@ -25,6 +26,7 @@ from musicrl.evaluation.listening_page import Cell, to_html
 from musicrl.prompts import load_prompts
 from musicrl.types import Clips, Prompt
 
+ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -63,7 +65,7 @@ def page(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_clip_of_every_column_is_there(page: Path) -> None:
     facts = json.loads((page / "listening.json").read_text())
     columns = facts["columns"]
-    assert list(columns) == ["real", "reconstruction", "base", "policy-noisy.safetensors"]
+    assert list(columns) == ["real", "reconstruction", "base", "policy-noisy"]
     assert columns["base"]["origin"].startswith("policy@")
     sources = Sources((page / "index.html").read_text())
     assert sources.heads == ["col"] * 5 + ["row"] * 3
@@ -75,6 +77,29 @@ def test_every_clip_of_every_column_is_there(page: Path) -> None:
             assert (page / clip["file"]).stat().st_size == clip["bytes"] < 6000
     texts = [prompt["text"] for prompt in facts["prompts"]]
     assert sources.audio[0]["aria-label"] == f"real: {texts[0]}"
+
+
+def test_the_readme_links_a_page_whose_clips_are_there_and_small() -> None:
+    link = "docs/listening/index.html"
+    assert f"({link})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    page = ROOT / link
+    facts = json.loads(page.with_name("listening.json").read_text())
+    assert list(facts["columns"]) == ["real", "reconstruction", "base", "R", "U", "RU"]
+    sources = [str(audio["src"]) for audio in Sources(page.read_text(encoding="utf-8")).audio]
+    assert len(sources) == 6 * len(facts["prompts"])
+    clips = {clip["file"]: clip for column in facts["columns"].values() for clip in column["clips"]}
+    assert set(sources) == set(clips)
+    for file, clip in clips.items():
+        audio, rate = soundfile.read(page.parent / file, dtype="float32")
+        assert (page.parent / file).stat().st_size == clip["bytes"] < 50_000
+        assert len(audio) / rate == pytest.approx(6, abs=0.3)
+        assert loudness(audio) <= LOUDNESS_DB + 1
+
+
+def test_a_column_bears_the_shortest_name_that_no_other_bears() -> None:
+    paths = ["runs/a/R", "runs/U.safetensors", "runs/b/RU", "runs/c/RU", "runs/base"]
+    named = column_names([Path(path) for path in paths])
+    assert named == ["R", "U", "runs/b/RU", "runs/c/RU", "runs/base"]
 
 
 def test_clips_are_of_one_loudness_and_the_gain_is_told(page: Path) -> None:
