@@ -16,6 +16,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from musicrl.sampler.pages import zeros
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -97,7 +99,10 @@ class PagedKV:
         """`by_head`: in memory a head's positions of a block lie together."""
         inner = (num_kv_heads, block_size) if by_head else (block_size, num_kv_heads)
         shape = (num_layers, 2, num_blocks, *inner, head_dim)
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        on_cpu = torch.device(device).type == "cpu"
+        self.data = (
+            zeros(shape, dtype) if on_cpu else torch.zeros(shape, dtype=dtype, device=device)
+        )
         """As it lies in memory."""
         self.pages = self.data.transpose(3, 4) if by_head else self.data
         self.by_head = by_head
