@@ -137,7 +137,8 @@ def bench_sampler(config: SamplerBenchConfig, console: Console | None = None) ->
         },
         "versions": versions(),
     }
-    (console or Console()).print(to_table(rows, rates))
+    for table in to_tables(rows, rates):
+        (console or Console()).print(table)
     if config.json is not None:
         write_text(config.json, json.dumps(report, indent=1) + "\n")
     return report
@@ -208,28 +209,35 @@ def _take_turns(subjects: Sequence[Subject], turns: int, vllm_python: Path | Non
     return [median(column) for column in zip(*seconds, strict=True)]
 
 
-def to_table(rows: Sequence[Row], rates: Rates) -> Table:
-    """A line for each row; speed is relative to the first engine of the same shape and batch, in
-    the same precision if that engine has it."""
-    products = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.products.items())
-    title = f"sampler (GFLOP/s: {products}; {rates.memory / 1e9:.0f} GB/s)"
-    table = Table("shape", "engine", "dtype", title=title)
-    for name in ("batch", "ms a step", "tokens/s", "clip s/s", "limit", "of the limit", "speed"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            row.shape,
-            row.engine,
-            row.dtype,
-            str(row.batch),
-            f"{row.ms_per_step:.2f}",
-            f"{row.tokens_per_s:,.0f}",
-            f"{row.clip_seconds_per_s:.1f}",
-            f"{row.roofline_ms:.2f}",
-            f"{row.roofline_ms / row.ms_per_step:.0%}",
-            f"{_baseline(row, rows).ms_per_step / row.ms_per_step:.2f}x",
-        )
-    return table
+def to_tables(rows: Sequence[Row], rates: Rates) -> list[Table]:
+    """A table for each shape and precision, at most 80 columns wide, with a line for each batch and
+    engine; speed is relative to the first engine of the same batch, in the same precision if that
+    engine has it."""
+    tables = []
+    for shape, dtype in dict.fromkeys((row.shape, row.dtype) for row in rows):
+        product = rates.products["bfloat16" if dtype == "bfloat16" else "float32"]
+        title = f"{shape}, {dtype}: {product / 1e9:.0f} GFLOP/s, {rates.memory / 1e9:.0f} GB/s"
+        table = Table("engine", title=title)
+        for name in ("batch", "ms/step", "limit", "share", "tokens/s", "clip s/s", "speed"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            if (row.shape, row.dtype) == (shape, dtype):
+                table.add_row(*_cells(row, rows))
+        tables.append(table)
+    return tables
+
+
+def _cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+    return (
+        row.engine,
+        str(row.batch),
+        f"{row.ms_per_step:.2f}",
+        f"{row.roofline_ms:.2f}",
+        f"{row.roofline_ms / row.ms_per_step:.0%}",
+        f"{row.tokens_per_s:,.0f}",
+        f"{row.clip_seconds_per_s:.1f}",
+        f"{_baseline(row, rows).ms_per_step / row.ms_per_step:.2f}x",
+    )
 
 
 def _baseline(row: Row, rows: Sequence[Row]) -> Row:

@@ -19,7 +19,7 @@ from cluster.sampler_bench import (
     Row,
     SamplerBenchConfig,
     bench_sampler,
-    to_table,
+    to_tables,
 )
 from cluster.sampler_subject import GUIDANCE, SHAPES, Shape, Subject, musicgen_peer
 from cluster.sampler_worker import Worker
@@ -156,8 +156,31 @@ def test_speed_is_relative_to_the_first_engine_of_the_same_precision() -> None:
         row("musicrl", "bfloat16", 1.0),
     ]
     rates = Rates(products={"float32": 1e9, "bfloat16": 2e9}, memory=1e9)
-    speeds = list(to_table(rows, rates).columns[-1].cells)
-    assert speeds == ["1.00x", "2.00x", "1.00x", "6.00x"]
+    speeds = [list(table.columns[-1].cells) for table in to_tables(rows, rates)]
+    assert speeds == [["1.00x", "2.00x"], ["1.00x", "6.00x"]]
+
+
+def test_tables_fit_a_terminal_of_80_columns() -> None:
+    row = Row(
+        shape="musicgen-small",
+        batch=128,
+        dtype="bfloat16",
+        engine="vllm-tcmalloc",
+        ms_per_step=1234.56,
+        tokens_per_s=123456.0,
+        clip_seconds_per_s=1234.5,
+        roofline_ms=1000.0,
+    )
+    rates = Rates(products={"float32": 3e11, "bfloat16": 1.5e12}, memory=2e10)
+    console = Console(width=80, file=io.StringIO(), record=True)
+    for table in to_tables([row], rates):
+        console.print(table)
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 80
+    title, *_ = shown.splitlines()
+    assert title.strip() == "musicgen-small, bfloat16: 1500 GFLOP/s, 20 GB/s"
+    wanted = "vllm-tcmalloc 128 1234.56 1000.00 81% 123,456 1234.5 1.00x"
+    assert wanted in " ".join(shown.replace("\u2502", " ").split())
 
 
 def test_the_cost_of_a_step_grows_with_its_rows(tiny_world: Path) -> None:
