@@ -25,6 +25,7 @@ from musicrl.pretrain.attributes import INSTRUMENTS, ONSET_RATES, PEAKS, TEXTURE
 from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.distributed import ALONE, Crew, crew_of
 from musicrl.pretrain.kmeans import fit_quantizer
+from musicrl.pretrain.pace import Pace
 from musicrl.pretrain.world import WorldData
 
 
@@ -90,10 +91,12 @@ def _train(config: EmbedderStageConfig, crew: Crew) -> dict[str, float]:
     first = checkpoint.restore(model, optimizer)
     crew.agree(first, config.kind)
     writer = crew.writer(config.weights / "tensorboard" / config.kind, first)
-    for step in crew.track(range(first, config.steps), description=f"training {config.kind}"):
+    pace = Pace(config.kind, crew, writer)
+    for step in pace.steps(range(first, config.steps)):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
-        windows, captions = _draw(data, mel, coded, config, step)
+        with pace.drawing():
+            windows, captions = _draw(data, mel, coded, config, step)
         own = crew.share(torch.arange(len(captions)))
         texts = [captions[i] for i in own.tolist()]
         optimizer.zero_grad()

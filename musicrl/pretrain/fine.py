@@ -25,6 +25,7 @@ from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.codes import CodeData
 from musicrl.pretrain.distributed import Crew, crew_of
 from musicrl.pretrain.embedder import schedule
+from musicrl.pretrain.pace import Pace
 from musicrl.pretrain.tokens import CODEC, SEMANTIC
 from musicrl.pretrain.world import WorldData
 
@@ -85,10 +86,12 @@ def _train(config: FineStageConfig, crew: Crew) -> dict[str, float]:
     first = checkpoint.restore(model, optimizer)
     crew.agree(first, "fine")
     writer = crew.writer(config.weights / "tensorboard" / "fine", first)
-    for step in crew.track(range(first, config.steps), description="training fine"):
+    pace = Pace("fine", crew, writer)
+    for step in pace.steps(range(first, config.steps)):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
-        semantic, codes, whole = _draw(train, model, config, step)
+        with pace.drawing():
+            semantic, codes, whole = _draw(train, model, config, step)
         masking = Masking(*(crew.share(part).to(device) for part in whole))
         rows = crew.share(semantic).to(device), crew.share(codes).to(device)
         with torch.autocast(device.type, torch.bfloat16):

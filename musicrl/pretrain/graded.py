@@ -239,7 +239,9 @@ def _coded_grade(group: str, levels: int, most: int) -> Grade:
 
 
 def _played(config: GradingConfig, data: WorldData, world: World) -> Iterator[list[Made]]:
-    """Captions of the split as the policy plays them, a temperature after the other."""
+    """Captions of the split as the policy plays them, a temperature after the other; none of 0."""
+    if not config.prompts:
+        return
     indices = np.linspace(0, len(data) - 1, config.prompts).round().astype(int)
     texts = data.captions(indices, Random(config.seed), complete=True)
     kept = kept_by_codec(world.policy.config.coarse_levels, all_levels=world.codec.num_codebooks)

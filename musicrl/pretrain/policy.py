@@ -20,6 +20,7 @@ from musicrl.policies.musiclm import MusicLM, MusicLMConfig
 from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.distributed import Crew, Log, crew_of
 from musicrl.pretrain.embedder import schedule
+from musicrl.pretrain.pace import Pace
 from musicrl.pretrain.tokens import TokenData
 from musicrl.pretrain.world import WorldData
 from musicrl.textfile import write_text
@@ -91,11 +92,13 @@ def _train(config: PolicyStageConfig, crew: Crew) -> dict[str, float]:
     first = checkpoint.restore(model, *optimizers)
     crew.agree(first, config.name)
     writer = crew.writer(config.weights / "tensorboard" / config.name, first)
-    for step in crew.track(range(first, config.steps), description=f"training {config.name}"):
+    pace = Pace(config.name, crew, writer)
+    for step in pace.steps(range(first, config.steps)):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * schedule(step, config.steps)
-        batch = _draw(train, fellows, embedder, config, step)
+        with pace.drawing():
+            batch = _draw(train, fellows, embedder, config, step)
         tokens, conditions = (crew.share(part).to(crew.device) for part in batch)
         with torch.autocast(crew.device.type, torch.bfloat16):
             logprobs = model.token_logprobs(tokens, conditions)

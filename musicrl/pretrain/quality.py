@@ -23,6 +23,7 @@ from musicrl.pretrain.distributed import Crew, Log, crew_of
 from musicrl.pretrain.embedder import schedule
 from musicrl.pretrain.graded import GradedClips, GradingConfig, make_graded
 from musicrl.pretrain.opinions import measure_opinions
+from musicrl.pretrain.pace import Pace
 from musicrl.pretrain.ratings import read_ratings
 from musicrl.pretrain.world import WorldData
 from musicrl.rewards.mos import MosConfig, MosPredictor
@@ -57,7 +58,7 @@ class QualityStageConfig:
     coded_clips: int = 300
     """Rendered clips to learn from as fewer levels of the codec give them back."""
     prompts: int = 320
-    """Captions that the policy plays, at several temperatures, to learn from."""
+    """Captions that the policy plays, at several temperatures, to learn from (0: none)."""
     measured: int = 48
     """Clips, and captions, of the validation split to measure with."""
     steps: int = 4000
@@ -122,10 +123,12 @@ def _train(config: QualityStageConfig, crew: Crew) -> dict[str, float]:
     first = checkpoint.restore(model, optimizer)
     crew.agree(first, config.name)
     writer = crew.writer(config.weights / "tensorboard" / config.name, first)
-    for step in crew.track(range(first, config.steps), description=f"training {config.name}"):
+    pace = Pace(config.name, crew, writer)
+    for step in pace.steps(range(first, config.steps)):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
-        batch = _draw(train, groups, model, config, step)
+        with pace.drawing():
+            batch = _draw(train, groups, model, config, step)
         weight, (mel, labels, sources) = _own(batch, crew)
         error = model(mel) - labels
         losses = {"opinion": error.square().mean(), "contrast": contrast(error, sources)}

@@ -25,6 +25,7 @@ from musicrl.pretrain.discriminators import (
     feature_loss,
 )
 from musicrl.pretrain.distributed import ALONE, Crew, crew_of
+from musicrl.pretrain.pace import Pace
 from musicrl.pretrain.quantizing import MovingAverages, draw_levels
 from musicrl.pretrain.spectral_loss import SCALES, SpectralLoss
 from musicrl.pretrain.world import WorldData
@@ -111,8 +112,10 @@ def _train(config: SoundStreamStageConfig, crew: Crew) -> dict[str, float]:
     first = checkpoint.restore(players, *optimizers)
     crew.agree(first, config.name)
     writer = crew.writer(config.weights / "tensorboard" / config.name, first)
-    for step in crew.track(range(first, config.steps), description=f"training {config.name}"):
-        audio, levels, generator = _draw(data, config, step, crew)
+    pace = Pace(config.name, crew, writer)
+    for step in pace.steps(range(first, config.steps)):
+        with pace.drawing():
+            audio, levels, generator = _draw(data, config, step, crew)
         losses = update(
             players,
             rebuild,

@@ -44,7 +44,7 @@ def world_config(soundfont: Path, tmp_path_factory: pytest.TempPathFactory) -> W
         world=tmp_path_factory.mktemp("world"),
         soundfont=soundfont,
         train_clips=48,
-        validation_clips=24,
+        validation_clips=16,
         test_clips=24,
         shard_clips=16,
         processes=1,

@@ -1,8 +1,8 @@
-"""One process of several: runs pretraining stages one after the other, as torchrun would start them.
+"""Several processes that run pretraining stages one after the other, as torchrun would start them.
 
-    python -m tests.pretrain.crew_worker JOBS.pickle    (RANK and WORLD_SIZE in the environment)
+    python -m tests.pretrain.crew_worker JOBS.pickle    (WORLD_SIZE in the environment)
 
-A job is (stage, configuration, port, number of the optimizer step to be stopped at or None).
+They are forked from one that has imported torch and used nothing of it. A job is (stage, configuration, port, number of the optimizer step to be stopped at or None).
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # an optimizer imports it, for seconds
 
 from musicrl.pretrain import STAGES
 from musicrl.pretrain.distributed import Crew
@@ -51,5 +53,20 @@ def _stopping(whole: Callable[..., float], last: int | None) -> Callable[..., fl
     return backward
 
 
+def fork(rank: int, path: Path) -> int:
+    """The process of a rank; its exit status says whether all jobs ended well."""
+    if (process := os.fork()) != 0:
+        return process
+    os.environ["RANK"] = str(rank)
+    try:
+        main(path)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    crew = [fork(rank, Path(sys.argv[1])) for rank in range(int(os.environ["WORLD_SIZE"]))]
+    ended = [os.waitpid(process, 0)[1] for process in crew]
+    sys.exit(max(map(bool, ended)))
