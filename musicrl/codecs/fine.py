@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from musicrl.bounds import at_least
 from musicrl.checkpoint import half, load_into, load_tensors, save_tensors
 from musicrl.codecs.conformer import ConformerBlock
 from musicrl.policies.blocks import rotations
@@ -86,9 +87,8 @@ class FineSizes:
     fine stage)."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_layers", "num_heads", "mlp_ratio", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        at_least(1, width=self.width, num_layers=self.num_layers, num_heads=self.num_heads)
+        at_least(1, mlp_ratio=self.mlp_ratio, iterations=self.iterations)
         if self.width % (2 * self.num_heads):
             raise ValueError(f"width {self.width} is no multiple of 2 num_heads {self.num_heads}")
         if self.kernel < 1 or not self.kernel % 2:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from musicrl.bounds import at_least
 from musicrl.checkpoint import load_into, load_tensors, save_tensors
 from musicrl.codecs.causal import CausalConv, decoder_block, encoder_block
 from musicrl.codecs.rvq import ResidualQuantizer
@@ -40,9 +41,9 @@ class SoundStreamConfig:
     def __post_init__(self) -> None:
         if not self.strides or min(self.strides) < 2:
             raise ValueError(f"strides must be 2 or more each, got {self.strides}")
-        for name in ("sample_rate", "width", "embedding_size", "num_codebooks", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        at_least(1, sample_rate=self.sample_rate, width=self.width)
+        at_least(1, embedding_size=self.embedding_size, num_codebooks=self.num_codebooks)
+        at_least(1, vocab_size=self.vocab_size)
 
     @property
     def frame_size(self) -> int:

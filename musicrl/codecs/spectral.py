@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from musicrl.bounds import at_least
 from musicrl.checkpoint import half, load_into, load_tensors, save_tensors
 from musicrl.codecs.rvq import ResidualQuantizer
 
@@ -37,6 +38,12 @@ class SpectralCodecConfig:
     vocab_size: int = 512
     griffin_lim_steps: int = 2
     """Of phase retrieval: more cost time and leave less noise."""
+
+    def __post_init__(self) -> None:
+        at_least(1, sample_rate=self.sample_rate, fft_size=self.fft_size, hop_size=self.hop_size)
+        at_least(1, spectra_per_frame=self.spectra_per_frame, num_components=self.num_components)
+        at_least(1, num_codebooks=self.num_codebooks, vocab_size=self.vocab_size)
+        at_least(0, griffin_lim_steps=self.griffin_lim_steps)
 
 
 MOMENTUM = 0.99

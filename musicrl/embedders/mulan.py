@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from musicrl.bounds import at_least
 from musicrl.checkpoint import half, load_into, load_tensors, save_tensors
 from musicrl.codecs.rvq import ResidualQuantizer
 from musicrl.embedders.frontend import LogMel
@@ -43,6 +44,13 @@ class MuLanConfig:
     """Residual codebooks that turn an embedding into conditioning tokens (MusicLM: 12)."""
     condition_vocab: int = 64
     """Codes of each (MusicLM: 1024)."""
+
+    def __post_init__(self) -> None:
+        at_least(1, sample_rate=self.sample_rate, fft_size=self.fft_size, hop_size=self.hop_size)
+        at_least(1, num_bands=self.num_bands, width=self.width, text_width=self.text_width)
+        at_least(1, num_buckets=self.num_buckets, embedding_size=self.embedding_size)
+        at_least(0, num_blocks=self.num_blocks, text_layers=self.text_layers)
+        at_least(0, condition_levels=self.condition_levels, semantic_block=self.semantic_block)
 
 
 class ConvBlock(nn.Module):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from musicrl.bounds import at_least
 from musicrl.codecs.base import Codec
 from musicrl.codecs.table import load_codec
 from musicrl.evaluation.document import terminal_table
@@ -71,10 +72,8 @@ class CodecReportConfig:
     """File that receives the figures."""
 
     def __post_init__(self) -> None:
-        if self.clips < 2:
-            raise ValueError(f"clips must be 2 or more, got {self.clips}")
-        if self.visqol_clips < 0:
-            raise ValueError(f"visqol_clips must be 0 or more, got {self.visqol_clips}")
+        at_least(2, clips=self.clips)
+        at_least(0, visqol_clips=self.visqol_clips)
         if self.seconds <= 0:
             raise ValueError(f"seconds must be above 0, got {self.seconds}")
         if self.visqol_clips:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from musicrl.bounds import at_least
 from musicrl.evaluation.pitch import require_tracker
 from musicrl.rewards.mix import RewardConfig, refuse_tokens
 from musicrl.sampler.sampling import SamplingConfig
@@ -47,12 +48,9 @@ class EvaluateConfig:
     """File that receives the figures and the scores of every prompt."""
 
     def __post_init__(self) -> None:
-        if self.prompts < 2:
-            raise ValueError(f"prompts must be 2 or more, got {self.prompts}")
-        if self.prompts_per_chunk < 1:
-            raise ValueError(f"prompts_per_chunk must be 1 or more, got {self.prompts_per_chunk}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        at_least(2, prompts=self.prompts)
+        at_least(1, prompts_per_chunk=self.prompts_per_chunk)
+        at_least(0, seed=self.seed)
         if any(n < 2 for n in self.best_of) or len(set(self.best_of)) < len(self.best_of):
             raise ValueError(
                 f"best_of must be different numbers from 2 on, got {list(self.best_of)}"

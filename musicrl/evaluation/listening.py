@@ -24,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from musicrl.audio import loudness
+from musicrl.bounds import at_least
 from musicrl.evaluation.heldout import EVALUATION_STEP
 from musicrl.evaluation.listening_page import Cell, to_html
 from musicrl.evaluation.origin import BASE, origin, own_policy, policy_file
@@ -71,10 +72,8 @@ class ListenConfig:
     """File that receives what `listening.json` holds too."""
 
     def __post_init__(self) -> None:
-        if self.prompts < 1:
-            raise ValueError(f"prompts must be 1 or more, got {self.prompts}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        at_least(1, prompts=self.prompts)
+        at_least(0, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

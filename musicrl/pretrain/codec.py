@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from musicrl.bounds import at_least
 from musicrl.codecs.base import Codec
 from musicrl.codecs.spectral import SpectralCodec, SpectralCodecConfig
 from musicrl.evaluation.pitch import has_tracker
@@ -33,6 +34,10 @@ class CodecStageConfig:
     clips_per_step: int = 48
     steps: int = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, coarse_levels=self.coarse_levels, pca_clips=self.pca_clips)
+        at_least(1, clips_per_step=self.clips_per_step, steps=self.steps)
 
 
 def fit_codec(config: CodecStageConfig) -> dict[str, float]:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from musicrl.audio import loudness
+from musicrl.bounds import at_least
 from musicrl.pretrain.excerpts import SPLITS
 from musicrl.pretrain.progress import track
 from musicrl.pretrain.recordings import READERS, Recording, files_of, read_recordings
@@ -58,13 +59,8 @@ class RecordingsStageConfig:
     def __post_init__(self) -> None:
         if not self.clip_seconds > 0:
             raise ValueError(f"clip_seconds must be above 0, got {self.clip_seconds}")
-        for name in ("sample_rate", "shard_clips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.clips_per_recording < 0:
-            raise ValueError(
-                f"clips_per_recording must be 0 or more, got {self.clips_per_recording}"
-            )
+        at_least(1, sample_rate=self.sample_rate, shard_clips=self.shard_clips)
+        at_least(0, clips_per_recording=self.clips_per_recording)
         for name in ("validation_share", "test_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")

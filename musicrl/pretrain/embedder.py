@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from musicrl.bounds import at_least
 from musicrl.codecs.table import load_codec
 from musicrl.embedders.mulan import MuLan, MuLanConfig
 from musicrl.pretrain.attributes import INSTRUMENTS, ONSET_RATES, PEAKS, TEXTURES
@@ -53,6 +54,11 @@ class EmbedderStageConfig:
     gpus: float = 0.0
     """GPUs of a process: 0 (CPU) or 1; not yet run on one."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps, batch_clips=self.batch_clips)
+        at_least(1, checkpoint_every=self.checkpoint_every)
+        at_least(0, codec_levels=self.codec_levels, codec_clips=self.codec_clips)
 
 
 @dataclass(frozen=True, kw_only=True)

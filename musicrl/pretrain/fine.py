@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from musicrl.bounds import at_least
 from musicrl.codecs.base import Codec
 from musicrl.codecs.fine import FINE_FILE, FineShape, FineSizes, SoundStorm
 from musicrl.codecs.semantic import SemanticTokenizer
@@ -56,9 +57,8 @@ class FineStageConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("coarse_levels", "steps", "batch_clips", "measured", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        at_least(1, steps=self.steps, batch_clips=self.batch_clips, measured=self.measured)
+        at_least(1, checkpoint_every=self.checkpoint_every, coarse_levels=self.coarse_levels)
         if not 0 <= self.prompted <= 1:
             raise ValueError(f"prompted must be 0 to 1, got {self.prompted}")
 

@@ -15,6 +15,7 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
+from musicrl.bounds import at_least
 from musicrl.embedders.mulan import MuLan
 from musicrl.policies.musiclm import MusicLM, MusicLMConfig
 from musicrl.pretrain.checkpoints import StageCheckpoint
@@ -69,6 +70,10 @@ class PolicyStageConfig:
     gpus: float = 0.0
     """GPUs of a process: 0 (CPU) or 1; not yet run on one."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, steps=self.steps, batch_clips=self.batch_clips)
+        at_least(1, checkpoint_every=self.checkpoint_every)
 
 
 def train_policy(config: PolicyStageConfig) -> dict[str, float]:

@@ -14,6 +14,7 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from musicrl.bounds import at_least
 from musicrl.pretrain.attributes import Attributes
 from musicrl.pretrain.world import WorldData
 
@@ -29,6 +30,9 @@ class PromptStageConfig:
     train_prompts: int = 2000
     heldout_prompts: int = 256
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, train_prompts=self.train_prompts, heldout_prompts=self.heldout_prompts)
 
 
 def write_prompts(config: PromptStageConfig) -> dict[str, float]:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from musicrl.bounds import at_least
 from musicrl.closest import closest
 from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.degradations import DEGRADATIONS, TOKENS
@@ -85,8 +86,10 @@ class QualityStageConfig:
         shortest, longest = self.crop_seconds
         if not 0.2 <= shortest <= longest:
             raise ValueError(f"crop_seconds must rise from 0.2 s or more, got {self.crop_seconds}")
-        if self.contrast_weight < 0:
-            raise ValueError(f"contrast_weight must be 0 or more, got {self.contrast_weight}")
+        at_least(1, steps=self.steps, batch_clips=self.batch_clips, measured=self.measured)
+        at_least(1, checkpoint_every=self.checkpoint_every, clips=self.clips)
+        at_least(0, coded_clips=self.coded_clips, prompts=self.prompts)
+        at_least(0, contrast_weight=self.contrast_weight)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from musicrl.bounds import at_least
 from musicrl.codecs.semantic import SemanticConfig, SemanticTokenizer
 from musicrl.embedders.mulan import MuLan
 from musicrl.pretrain.kmeans import fit_quantizer
@@ -30,6 +31,9 @@ class SemanticStageConfig:
     steps: int = 120
     vectors_per_step: int = 16_384
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, clips=self.clips, steps=self.steps, vectors_per_step=self.vectors_per_step)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from musicrl.bounds import at_least
 from musicrl.codecs.soundstream import SoundStream, SoundStreamConfig
 from musicrl.pretrain.checkpoints import StageCheckpoint
 from musicrl.pretrain.codec import measure_codec
@@ -72,9 +73,8 @@ class SoundStreamStageConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("measured", "steps", "batch_clips", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        at_least(1, steps=self.steps, batch_clips=self.batch_clips, measured=self.measured)
+        at_least(1, checkpoint_every=self.checkpoint_every)
         if self.crop_seconds * self.codec.sample_rate < max(SCALES):
             raise ValueError(
                 f"crop_seconds must be {max(SCALES)} samples or more, got {self.crop_seconds}"

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from musicrl.bounds import at_least
 from musicrl.pretrain.attributes import UNKNOWN, Attributes, caption
 from musicrl.pretrain.excerpts import SPLITS, Excerpt, load_pieces, plan_excerpts
 from musicrl.pretrain.progress import track
@@ -52,6 +53,13 @@ class WorldConfig:
     shard_clips: int = 256
     seed: int = 0
     processes: int = 2
+
+    def __post_init__(self) -> None:
+        at_least(1, train_clips=self.train_clips, validation_clips=self.validation_clips)
+        at_least(1, test_clips=self.test_clips, sample_rate=self.sample_rate)
+        at_least(1, shard_clips=self.shard_clips, processes=self.processes)
+        if not self.clip_seconds > 0:
+            raise ValueError(f"clip_seconds must be above 0, got {self.clip_seconds}")
 
 
 def build_world(config: WorldConfig) -> dict[str, float]:

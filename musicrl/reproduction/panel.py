@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from musicrl.bounds import at_least
 from musicrl.evaluation.judges import EMBEDDING, NO_QUALITY, QUALITY
 from musicrl.evaluation.winrate import Marks
 from musicrl.preference.raters import Pairs, SimulatedRaterConfig, SimulatedRaters
@@ -66,8 +67,7 @@ class PanelConfig:
                 f"raters_per_pair must be 1 to {self.rater.raters}, the raters there are, "
                 f"got {self.raters_per_pair}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        at_least(0, seed=self.seed)
 
 
 class JudgePanel:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,15 +54,12 @@ def _stopping(whole: Callable[..., float], last: int | None) -> Callable[..., fl
 
 def fork(rank: int, path: Path) -> int:
     """The process of a rank; its exit status says whether all jobs ended well."""
-    if (process := os.fork()) != 0:
-        return process
-    os.environ["RANK"] = str(rank)
-    try:
+    process = os.fork()
+    if process == 0:
+        os.environ["RANK"] = str(rank)
         main(path)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+        sys.exit()
+    return process
 
 
 if __name__ == "__main__":

@@ -97,7 +97,9 @@ def run_pair(jobs: Sequence[tuple[str, Any, int | None]], folder: Path) -> None:
     path.write_bytes(pickle.dumps([(name, job, free_port(), last) for name, job, last in jobs]))
     command = [sys.executable, "-m", "tests.pretrain.crew_worker", str(path)]
     places = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=places, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=places, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
