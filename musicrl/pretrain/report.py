@@ -19,6 +19,13 @@ from musicrl.textfile import write_text
 
 NOT_OF_THE_WORLD = ("tokens-", "policy.json", "policy-noisy.json")
 """How files beside the weights begin that a world does not need to play."""
+MINUTES, LONGEST, MEGABYTES = (
+    "minutes of all stages",
+    "minutes of the longest stage",
+    "MB of weights",
+)
+ASKED: Mapping[str, float] = {MINUTES: 240, LONGEST: 100, MEGABYTES: 30}
+"""At most, of a world that a person can build on two cores and that ships: this project's choice."""
 
 
 def report_of(
@@ -26,10 +33,17 @@ def report_of(
 ) -> dict[str, Any]:
     """All that there is to tell, as JSON holds it; `versions` of what the numbers depend on."""
     stages = {outcome.stage.name: _row(outcome) for outcome in outcomes}
+    minutes = [row["minutes"] for row in stages.values()]
+    size = sum(path.stat().st_size for path in weight_files(out / "weights"))
+    found = {MINUTES: sum(minutes), LONGEST: max(minutes), MEGABYTES: size / 1e6}
     return {
         "stages": stages,
-        "minutes": sum(row["minutes"] for row in stages.values()),
-        "bytes of the weights": sum(path.stat().st_size for path in weight_files(out / "weights")),
+        "minutes": sum(minutes),
+        "bytes of the weights": size,
+        "asked": {
+            name: {"at most": most, "found": found[name], "holds": found[name] <= most}
+            for name, most in ASKED.items()
+        },
         "versions": dict(versions),
     }
 
@@ -66,13 +80,21 @@ def write_report(report: Mapping[str, Any], out: Path, also: Path | None) -> Non
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
-    """Two tables: the stages, and every figure."""
+    """Three tables: what is asked of all, the stages, and every figure."""
     stages: Mapping[str, Mapping[str, Any]] = report["stages"]
     total, size = report["minutes"], report["bytes of the weights"]
     lines = [
         "# Building of a world",
         "",
         f"{total:.1f} minutes in all; the weights are {size / 1e6:.2f} MB.",
+        "",
+        "| asked | at most | found | |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {row['at most']:g} | {row['found']:.2f} "
+            f"| {'holds' if row['holds'] else 'TOO MUCH'} |"
+            for name, row in report["asked"].items()
+        ),
         "",
         "| stage | minutes | attempts | MB | finished | after an interruption |",
         "|---|---|---|---|---|---|",
