@@ -221,7 +221,8 @@ def test_tokens_are_made_again_when_a_model_behind_them_changes(
 
 def test_the_calibration_is_that_of_the_worlds_clips(tiny_world: Path, tmp_path: Path) -> None:
     calibrate_tagger(CalibrationStageConfig(world=tiny_world, weights=tmp_path))
-    audio = WorldData(tiny_world, "validation").audio(range(24)).numpy()
+    data = WorldData(tiny_world, "validation")
+    audio = data.audio(range(len(data))).numpy()
     scores = TagScores(TagHearing(Tagger()), tmp_path / CALIBRATION)(
         Clips(audio=audio, sample_rate=16_000)
     )
