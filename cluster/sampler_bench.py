@@ -217,7 +217,7 @@ def to_tables(rows: Sequence[Row], rates: Rates) -> list[Table]:
     for shape, dtype in dict.fromkeys((row.shape, row.dtype) for row in rows):
         product = rates.products["bfloat16" if dtype == "bfloat16" else "float32"]
         title = f"{shape}, {dtype}: {product / 1e9:.0f} GFLOP/s, {rates.memory / 1e9:.0f} GB/s"
-        table = Table("engine", title=title)
+        table = Table("engine", title=title, show_edge=False, pad_edge=False)
         for name in ("batch", "ms/step", "limit", "share", "tokens/s", "clip s/s", "speed"):
             table.add_column(name, justify="right")
         for row in rows:
