@@ -111,7 +111,7 @@ class SamplerActor:
         if way == "store":
             (reference,) = weights
             timeout = self.config.cluster.task_timeout_seconds
-            self._apply(ray.get(reference, timeout=timeout))
+            self._apply(ray.get(reference, timeout=timeout), is_shared=True)
         return time.perf_counter() - started, way
 
     def _listen(self, address: Address | None) -> None:
@@ -145,12 +145,12 @@ class SamplerActor:
             return False
         with self.listener.held(version) as arrived:
             if arrived is not None:
-                self._apply(arrived)
+                self._apply(arrived, is_shared=False)
             return arrived is not None
 
-    def _apply(self, arrived: Weights) -> None:
+    def _apply(self, arrived: Weights, *, is_shared: bool) -> None:
         self.version = None
-        self.worker.apply(arrived)
+        self.worker.apply(arrived, is_shared=is_shared)
         self.version = arrived.version
 
     def _report(self, rollouts: Rollouts, version: int, used: tuple[float, Way]) -> SampleReport:

@@ -1,22 +1,25 @@
 """How long new weights are on their way from a learner to a sampler, beside copies of the same bytes.
 
-    learner   tensors ─ flatten ─► buffer ─ checksum ─► return value ─► object store
-    sampler   object store ─ get (no copy) ─► checksum ─► into its own tensors
+    learner   tensors, in one buffer ─ checksum ─► return value ─► object store
+    sampler   object store ─ get (no copy) ─► checksum ─► read by its policy where they are
 
 With `transport collective` the learner broadcasts them too, by gloo, before it returns them, and the
-sampler takes what has come so.
+sampler takes what has come so, and copies it into its own tensors.
 
-Two actors of this node do what a learner and a sampler do, through the same functions; `memcpy` is
-one copy of those bytes in memory that has been touched. The bytes must move twice, into the store
-and out of it, so that two copies are the least that any way through it can cost. Versions follow each
-other, and medians are taken over them; the first ones, which touch the store's memory, do not count.
+Two actors of this node do what a learner and a sampler do, through the same functions. `memcpy` is
+one copy of those bytes between two buffers of the learner that have been touched, by one thread or
+by as many as there are cores (Ray's copy into its store has several), whichever is faster. Versions
+follow each other as those of a run, so far apart that Ray has freed the version before the last;
+medians are taken over them, and the first ones, which touch the store's memory, do not count.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -35,11 +38,14 @@ from cluster.controller_bench import processor_name
 from musicrl.broadcast import Address, Broadcaster, Kind
 from musicrl.config import ClusterConfig
 from musicrl.listener import Listener
-from musicrl.policies.flat import apply, checksum, flatten
+from musicrl.policies.flat import adopt, apply, checksum, flatten, settle
 from musicrl.textfile import write_text
 from musicrl.types import Weights
 
-WARMUP = 3
+WARMUP = 4
+APART_SECONDS = 1.2
+"""Between versions: Ray frees what is no longer referred to once a second."""
+COPY_REPEATS = 3
 WIDTH = 1024
 TIMEOUT_SECONDS = 300.0
 HOST = "127.0.0.1"
@@ -94,7 +100,8 @@ class Publisher:
     def __init__(self, parameters: int, threads: int) -> None:
         torch.set_num_threads(threads)
         self.model = make_model(parameters)
-        self.buffer = flatten(self.model, 0).flat
+        self.buffer = settle(self.model)
+        self.target = np.ones_like(self.buffer)
         self.broadcaster: Broadcaster | None = None
 
     def broadcast(self) -> Address:
@@ -127,12 +134,18 @@ class Publisher:
         return seconds, weights
 
     def memcpy(self) -> float:
-        """Seconds of a copy of the buffer."""
-        target = np.zeros_like(self.buffer)
-        np.copyto(target, self.buffer)
-        started = time.perf_counter()
-        np.copyto(target, self.buffer)
-        return time.perf_counter() - started
+        """Seconds of a copy of the buffer, by the fastest number of threads."""
+        return min(self._copy(threads) for threads in {1, os.cpu_count() or 1})
+
+    def _copy(self, threads: int) -> float:
+        targets, sources = (np.array_split(b, threads) for b in (self.target, self.buffer))
+        seconds = []
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in range(1 + COPY_REPEATS):
+                started = time.perf_counter()
+                list(pool.map(np.copyto, targets, sources))
+                seconds.append(time.perf_counter() - started)
+        return median(seconds[1:])
 
 
 class Subscriber:
@@ -154,23 +167,24 @@ class Subscriber:
         """Fetch and apply a version; the seconds of its parts."""
         started = time.perf_counter()
         if self.listener is None:
-            return self._use(ray.get(references[0], timeout=TIMEOUT_SECONDS), started)
+            return self._use(adopt, ray.get(references[0], timeout=TIMEOUT_SECONDS), started)
         with self.listener.held(version) as weights:
             assert weights is not None
-            return self._use(weights, started)
+            return self._use(apply, weights, started)
 
-    def _use(self, weights: Weights, started: float) -> dict[str, float]:
+    def _use(
+        self, use: Callable[[nn.Module, Weights], None], weights: Weights, started: float
+    ) -> dict[str, float]:
         got = time.perf_counter()
-        checksum(weights)
-        summed = time.perf_counter() - got
-        applying = time.perf_counter()
-        apply(self.model, weights)
+        use(self.model, weights)
         ended = time.perf_counter()
+        checksum(weights)
+        summed = time.perf_counter() - ended
         return {
             "get": got - started,
             "verify": summed,
-            "apply": ended - applying - summed,
-            "fetch": ended - applying + got - started,
+            "apply": ended - got - summed,
+            "fetch": ended - started,
         }
 
 
@@ -209,9 +223,10 @@ def time_size(config: WeightsBenchConfig, parameters: int) -> dict[str, Any]:
         address = ray.get(publisher.broadcast.remote(), timeout=TIMEOUT_SECONDS)
     coming: list[Any] = [r.listen.remote(address, f"reader {i}") for i, r in enumerate(readers)]
     ray.get(coming, timeout=TIMEOUT_SECONDS)
-    found = [
-        time_version(publisher, readers, version) for version in range(WARMUP + config.versions)
-    ]
+    found = list[dict[str, float]]()
+    for version in range(WARMUP + config.versions):
+        found.append(time_version(publisher, readers, version))
+        time.sleep(APART_SECONDS)
     for actor in (publisher, *readers):
         ray.kill(actor)
     counted = found[WARMUP:]

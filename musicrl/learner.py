@@ -26,6 +26,7 @@ from musicrl.checkpoint_folder import read_state
 from musicrl.config import TrainConfig
 from musicrl.evaluation.heldout import Divergence, EvaluationChunk, divergence
 from musicrl.playable import PlayableWorld
+from musicrl.policies.flat import settle
 from musicrl.policies.lora import Base, adapt, merged
 from musicrl.policies.value import make_value_network
 from musicrl.ranks import Ranks
@@ -86,7 +87,8 @@ class Learner:
             value=value,
         )
         self._latest: tuple[StepReport, Weights] | None = None
-        self._buffer: NDArray[np.float32] | None = None
+        is_here = self.device.type == "cpu"
+        self._buffer: NDArray[np.float32] | None = settle(self.policy) if is_here else None
 
     @property
     def version(self) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from musicrl.evaluation.heldout import EVALUATION_STEP
 from musicrl.playable import PlayableWorld
-from musicrl.policies.flat import apply
+from musicrl.policies.flat import adopt, apply, disown
 from musicrl.sampler.engine import Engine
 from musicrl.sampler.randomness import sample_seed
 from musicrl.sampler.sampling import SamplingConfig
@@ -75,14 +75,23 @@ class RolloutWorker:
         self.engine = Engine(world.policy, sampling)
         self.seconds: Mapping[str, float] = {}
         self._bases: dict[str, Tensor] = {}
+        self._is_adopted = False
 
-    def apply(self, weights: Weights) -> float:
-        """Give the policy other weights; the seconds that it took.
+    def apply(self, weights: Weights, *, is_shared: bool = False) -> float:
+        """Give the policy other weights; the seconds that it took. What `is_shared` is memory that
+        nobody ever writes to: a policy on the CPU reads it there, unless there is something to merge.
 
         Raises ValueError when they do not fit or are damaged.
         """
         started = time.perf_counter()
-        apply(self.world.policy, weights, bases=self._bases)
+        if is_shared and weights.scale is None and self.device.type == "cpu":
+            adopt(self.world.policy, weights)
+            self._is_adopted = True
+        else:
+            if self._is_adopted:
+                disown(self.world.policy)
+                self._is_adopted = False
+            apply(self.world.policy, weights, bases=self._bases)
         return time.perf_counter() - started
 
     def generate(

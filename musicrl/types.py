@@ -122,7 +122,7 @@ class Weights:
 
     version: int
     flat: NDArray[np.float32]
-    """float32 [number of parameters], in the order of `index`."""
+    """float32: the tensors in the order of `index`, each at a multiple of 64 bytes."""
     index: tuple[tuple[str, tuple[int, ...]], ...]
     """(name, shape) of every tensor."""
     scale: float | None = None

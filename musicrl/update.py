@@ -27,7 +27,7 @@ from musicrl.algorithms.report import advantage_metrics, mismatch_metrics, polic
 from musicrl.checkpoint import load_into
 from musicrl.optimizer import Optimizer, choose_parts
 from musicrl.policies.base import Policy
-from musicrl.policies.flat import digest, flatten
+from musicrl.policies.flat import digest, flatten, split
 from musicrl.policies.recompute import layers, recompute
 from musicrl.policies.value import make_value_network
 from musicrl.ranks import Alone, Ranks
@@ -303,7 +303,7 @@ class PolicyUpdate:
         if self._reference is None:
             return ""
         with self.ranks.watch():
-            return digest(flatten(self._reference, 0).flat)
+            return digest(split(flatten(self._reference, 0)).values())
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that continues this run bit for bit: named tensors, and numbers for JSON.

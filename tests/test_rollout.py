@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from musicrl.evaluation.heldout import EvaluationChunk
-from musicrl.policies.flat import flatten
+from musicrl.policies.flat import checksum, flatten
 from musicrl.rollout import RolloutWorker, chunk_seeds, rollout_bytes
 from musicrl.sampler.randomness import sample_seed
 from musicrl.sampler.sampling import SamplingConfig, log_probs
@@ -82,6 +83,29 @@ def test_applied_weights_are_the_ones_that_sample(world: World, tiny_world: Path
     settings = {"step": 3, "run_seed": 5, "samples_per_prompt": 2, "version": 9}
     moved, _ = worker.generate(PROMPTS, first_prompt_index=4, **settings)
     np.testing.assert_array_equal(moved.tokens, make(other, PROMPTS, 4)[0].tokens)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_weights_in_shared_memory_sample_the_same_and_stay_as_they_are(
+    world: World, tiny_world: Path, precision: Literal["float32", "bfloat16"]
+) -> None:
+    other, settings = World.load(tiny_world), {"samples_per_prompt": 2, "version": 1}
+    seeds = {"step": 3, "run_seed": 5, "first_prompt_index": 4}
+    config = SamplingConfig(guidance=2.0, top_k=3, precision=precision)
+    owner, reader = RolloutWorker(world, config), RolloutWorker(other, config)
+    shared = []
+    for std in (0.5, 0.2):
+        for parameter in world.policy.parameters():
+            torch.nn.init.normal_(parameter, std=std)
+        shared.append(flatten(world.policy, version=1))
+        reader.apply(shared[-1], is_shared=True)
+        assert np.shares_memory(next(reader.world.policy.parameters()).detach(), shared[-1].flat)
+        wanted, _ = owner.generate(PROMPTS, **settings, **seeds)
+        found, _ = reader.generate(PROMPTS, **settings, **seeds)
+        np.testing.assert_array_equal(found.tokens, wanted.tokens)
+        np.testing.assert_array_equal(found.logprobs, wanted.logprobs)
+    reader.apply(flatten(World.load(tiny_world).policy, version=2))
+    assert all(checksum(weights) == weights.checksum for weights in shared)
 
 
 def test_a_shorter_clip_is_the_beginning_of_the_whole_one(world: World) -> None:

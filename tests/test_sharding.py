@@ -139,7 +139,7 @@ def distance_from_alone(
     moved = {name: found[f"policy.{name}"] for name in start}
     assert distance(start, moved) > 1e-3
     weights = torch.cat([tensor.flatten() for tensor in found.values()])
-    return distance(networks(alone), found), apart, digest(weights.float().numpy())
+    return distance(networks(alone), found), apart, digest([weights.float().numpy()])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from musicrl.policies.flat import digest, flatten
+from musicrl.policies.flat import digest, flatten, split
 from musicrl.world import find_policy
 
 BASE = "base"
@@ -34,7 +34,7 @@ def own_policy(folder: Path) -> Path | None:
 def origin(file: Path | None, policy: nn.Module) -> str:
     """A policy's name with a digest of its file, or, without one, of its weights."""
     if file is None:
-        return f"base@{digest(flatten(policy, 0).flat)[:8]}"
+        return f"base@{digest(split(flatten(policy, 0)).values())[:8]}"
     return f"{_name(file)}@{hashlib.blake2b(file.read_bytes(), digest_size=4).hexdigest()}"
 
 

@@ -9,7 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from musicrl.policies.flat import SUMMED, apply, checksum, flatten
+from musicrl.policies.flat import (
+    ALIGNED,
+    SUMMED,
+    adopt,
+    apply,
+    checksum,
+    digest,
+    disown,
+    flatten,
+    settle,
+    split,
+)
+from musicrl.policies.lora import LoraConfig, adapt
 from musicrl.types import Weights
 
 
@@ -31,8 +43,11 @@ def test_flat_buffer_is_the_tensors_in_order() -> None:
     assert weights.version == 7
     assert weights.index[:2] == (("linear.weight", (3, 2)), ("linear.bias", (3,)))
     assert weights.flat[:6].tolist() == module.linear.weight.flatten().tolist()
-    assert weights.flat[6:9].tolist() == module.linear.bias.tolist()
-    assert weights.flat.shape == (6 + 3 + 3 + 3,)
+    assert weights.flat[ALIGNED:][:3].tolist() == module.linear.bias.tolist()
+    assert weights.flat.shape == (4 * ALIGNED,)
+    for name, part in split(weights).items():
+        assert np.array_equal(part, module.state_dict()[name].numpy())
+        assert part.ctypes.data % 64 == 0
 
 
 def test_round_trip_copies_exactly_into_the_same_parameters() -> None:
@@ -95,7 +110,7 @@ def test_name_mismatch_names_the_tensor(
 def test_short_buffer_is_refused() -> None:
     weights = flatten(make_module(0), version=1)
     cut = weights.flat[:-1].copy()
-    with pytest.raises(ValueError, match="its index 15 float32 numbers"):
+    with pytest.raises(ValueError, match="its index 64 float32 numbers"):
         apply(make_module(1), signed(replace(weights, flat=cut)))
 
 
@@ -106,7 +121,91 @@ def test_a_buffer_is_written_over_where_it_fits() -> None:
     apply(make_module(2), second)
     with pytest.raises(ValueError, match="version 1 do not match their checksum"):
         apply(make_module(2), first)
-    assert flatten(make_module(0, width=4), version=1, out=first.flat).flat is not first.flat
+    assert flatten(make_module(0, width=9), version=1, out=first.flat).flat is not first.flat
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_settled_module_is_published_from_where_it_is(rank: int) -> None:
+    module, twin = make_module(0), make_module(0)
+    for one in (module, twin):
+        if rank:
+            torch.manual_seed(1)
+            adapt(one, LoraConfig(rank=rank))
+    parameters = list(module.parameters())
+    buffer = settle(module)
+    assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))
+    before = flatten(twin, version=1)
+    assert flatten(module, version=1, out=buffer).checksum == before.checksum
+    step(module)
+    step(twin)
+    weights = flatten(module, version=1, out=buffer)
+    assert weights.flat is buffer
+    assert before.checksum != weights.checksum == flatten(twin, version=1).checksum
+    lying = {name: part.ctypes.data for name, part in split(weights).items()}
+    assert {p.data_ptr() for p in module.parameters() if p.requires_grad} <= {*lying.values()}
+
+
+def test_what_has_left_its_place_is_copied_there() -> None:
+    module = make_module(0)
+    buffer = settle(module)
+    module.linear.weight.data = torch.full((3, 2), 5.0)
+    weights = flatten(module, version=1, out=buffer)
+    assert weights.flat is buffer
+    assert (split(weights)["linear.weight"] == 5).all()
+
+
+def step(module: nn.Module) -> None:
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad])
+    module.linear(torch.ones(1, 2)).square().sum().backward()
+    optimizer.step()
+
+
+def test_an_adopted_version_is_read_where_it_is() -> None:
+    source, target = make_module(0), make_module(1)
+    weights = flatten(source, version=1)
+    weights.flat.flags.writeable = False
+    parameters = list(target.parameters())
+    adopt(target, weights)
+    own = target.state_dict()
+    assert {n: t.data_ptr() for n, t in own.items()} == {
+        n: part.ctypes.data for n, part in split(weights).items()
+    }
+    assert all(
+        a is b and b.requires_grad for a, b in zip(parameters, target.parameters(), strict=True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), parameters, strict=True))
+
+
+def test_a_module_is_disowned_before_another_version_is_copied() -> None:
+    target = make_module(1)
+    weights = flatten(make_module(0), version=1)
+    adopt(target, weights)
+    disown(target)
+    assert flatten(target, version=1).checksum == weights.checksum
+    apply(target, flatten(make_module(2), version=2))
+    assert checksum(weights) == weights.checksum
+
+
+def test_what_cannot_be_adopted_leaves_the_module_as_it_was() -> None:
+    target = make_module(1)
+    before = {name: tensor.data_ptr() for name, tensor in target.state_dict().items()}
+    torn = flatten(make_module(0), version=3)
+    torn.flat[4] = np.nextafter(torn.flat[4], np.float32(9))
+    with pytest.raises(ValueError, match="version 3 do not match their checksum"):
+        adopt(target, torn)
+    with pytest.raises(ValueError, match=r"'linear\.weight' has shape"):
+        adopt(target, flatten(make_module(0, width=4), version=1))
+    adapted = make_module(0)
+    adapt(adapted, LoraConfig(rank=1))
+    with pytest.raises(ValueError, match="version 4 are adapters"):
+        adopt(target, flatten(adapted, version=4))
+    assert before == {name: tensor.data_ptr() for name, tensor in target.state_dict().items()}
+
+
+def test_a_digest_is_of_the_tensors_and_not_of_the_gaps() -> None:
+    weights = flatten(make_module(0), version=1)
+    dense = np.concatenate([part.ravel() for part in split(weights).values()])
+    assert digest(split(weights).values()) == digest([dense])
 
 
 def signed(weights: Weights) -> Weights:
