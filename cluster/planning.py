@@ -25,6 +25,7 @@ from cluster.plan_config import PlanConfig
 from cluster.session import address_of
 from cluster.simulation.costs import Costs, costs_of, read_trace
 from cluster.simulation.fleet import Machine
+from cluster.simulation.gathering import measure_gathering
 from cluster.simulation.measure import measure_costs, measure_update
 from cluster.simulation.reducing import measure_reducing
 from cluster.simulation.run import Forecast, forecast
@@ -136,9 +137,12 @@ def find_costs(config: PlanConfig) -> Costs:
     """From the trace that is named, or measured; with sums over ranks where a size has several
     learners. Raises FileNotFoundError or ValueError."""
     costs = find_task_costs(config)
-    if all(size.cluster.num_learners == 1 for size in config.grid()):
+    clusters = [size.cluster for size in config.grid()]
+    if all(cluster.num_learners == 1 for cluster in clusters):
         return costs
-    return replace(costs, reducing=measure_reducing())
+    is_sharded = any(cluster.learner_sharding == "full" for cluster in clusters)
+    gathering = measure_gathering() if is_sharded else None
+    return replace(costs, reducing=measure_reducing(), gathering=gathering)
 
 
 def find_task_costs(config: PlanConfig) -> Costs:

@@ -32,6 +32,7 @@ from musicrl.policies.config import MusicLMConfig
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.policies.musiclm import KIND, MusicLM
+from musicrl.policies.recompute import layers
 from musicrl.policies.value import make_value_network
 from musicrl.world import find_policy, find_world
 
@@ -56,8 +57,17 @@ class Size:
     """Of these, in matrices, which Muon steps."""
     adapters: int
     """Parameters of adapters of rank 1 on every linear layer."""
+    tensors: int
+    """That these parameters are in."""
+    matrices: int
+    """That `linears` are in."""
+    adapted: int
+    """Tensors of adapters on every linear layer."""
+    outside: int
+    """Parameters that are in no layer."""
     value: int
     """Parameters of the value network."""
+    value_tensors: int
     frozen: int
     """Parameters of the text encoder."""
     codec: int
@@ -133,9 +143,17 @@ def learner_need(config: TrainConfig, size: Size) -> Need:
         "base": 0.0 if rank else 4.0 * size.policy * share,
         "value network": 16.0 * size.value * share if has_value else 0.0,
         "text encoder": 4.0 * size.frozen,
+        "gathered layer": 0.0 if share == 1 else gathered_layer(config, size),
         "backward pass": activations(config, size),
     }
     return _need("learner", config.cluster.learner_gpus, parts)
+
+
+def gathered_layer(config: TrainConfig, size: Size) -> float:
+    """Bytes of what is whole on every rank at once: one layer, and all that is in none, with their
+    gradients where they learn."""
+    whole = size.outside + (size.policy - size.outside) / size.layers
+    return (4.0 if config.model.lora.rank else 8.0) * whole
 
 
 def activations(config: TrainConfig, size: Size) -> float:
@@ -284,7 +302,7 @@ def size_of_delayed(config: DelayedConfig, *, text: int, text_width: int, codec:
     counts = _counts(policy, value)
     table = config.condition_levels * (config.condition_vocab + 1) * config.width
     added = 0 if text_width == config.width else sum(p.numel() for p in projection.parameters())
-    for name in ("policy", "value"):
+    for name in ("policy", "value", "outside"):
         counts[name] += added - table  # in whose place the text encoder stands
     counts["linears"] -= table
     steps, states = config.num_steps, config.num_layers * config.width
@@ -309,7 +327,13 @@ def _counts(policy: nn.Module, value: nn.Module) -> dict[str, int]:
     return {
         "policy": sum(p.numel() for p in policy.parameters()),
         "linears": matrices,
+        "tensors": sum(1 for _ in policy.parameters()),
+        "matrices": len(linears) + len(tables),
+        "adapted": 2 * len(linears),
+        "outside": sum(p.numel() for p in policy.parameters())
+        - sum(p.numel() for layer in layers(policy) for p in layer.parameters()),
         "value": sum(p.numel() for p in value.parameters()),
+        "value_tensors": sum(1 for _ in value.parameters()),
         "adapters": sum(part.in_features + part.out_features for part in linears),
     }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from cluster.simulation.gathering import Gathering
 from cluster.simulation.reducing import Reducing
 from cluster.trace import MICROSECONDS, NUM_LEARNERS, Span
 
@@ -40,6 +41,8 @@ class Costs:
     what is fetched before it and published after it."""
     reducing: Reducing | None = None
     """What several learners pay for sums (none: not known, and only one can be planned for)."""
+    gathering: Gathering | None = None
+    """What they pay beside that where each holds a part of every network (none: not known)."""
 
     def __post_init__(self) -> None:
         for kind in ("sample", "score", "learn"):
@@ -53,9 +56,13 @@ class Costs:
             name: {"seconds": fmean(values) if values else 0.0, "tasks": len(values)}
             for name, values in kinds.items()
         }
-        reducing = self.reducing and asdict(self.reducing)
-        others = {"contention": self.contention, "shared": self.shared, "reducing": reducing}
-        return {**means, **others}
+        return {
+            **means,
+            "contention": self.contention,
+            "shared": self.shared,
+            "reducing": self.reducing and asdict(self.reducing),
+            "gathering": self.gathering and asdict(self.gathering),
+        }
 
 
 def costs_of(spans: Iterable[Span]) -> Costs:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from actors.pool import Peer, Pool
 from cluster.placement import GRAIN, Plan, Request, place, requests_of
+from cluster.simulation import gathering
 from cluster.simulation.actors import (
     Seat,
     SimulatedActor,
@@ -110,20 +111,20 @@ class SimulatedFleet:
 
 
 def reduce_seconds(config: TrainConfig, costs: Costs) -> float:
-    """Of the sums of an update over its learners. Raises ValueError where no costs say so."""
+    """Of what the learners of an update tell each other. Raises ValueError where no costs say so."""
     cluster = config.cluster
-    if cluster.num_learners == 1:
+    ranks, is_sharded = cluster.num_learners, cluster.learner_sharding == "full"
+    if ranks == 1:
         return 0.0
-    if cluster.learner_sharding == "full":
+    if costs.reducing is None or (is_sharded and costs.gathering is None):
         raise ValueError(
-            f"cluster.num_learners {cluster.num_learners} with learner_sharding full: a plan knows "
-            "the sums of learners that hold whole networks, and no gathering of parts"
+            f"cluster.num_learners {ranks} with learner_sharding {cluster.learner_sharding}: the "
+            "costs do not hold what learners tell each other"
         )
-    if costs.reducing is None:
-        raise ValueError(
-            f"cluster.num_learners {cluster.num_learners}: the costs hold no sums over learners"
-        )
-    return costs.reducing.seconds(load_of(config), ranks=cluster.num_learners)
+    summing = costs.reducing.seconds(load_of(config), ranks=ranks)
+    if not is_sharded or costs.gathering is None:
+        return summing
+    return summing + costs.gathering.seconds(gathering.load_of(config), ranks=ranks)
 
 
 class Lanes:

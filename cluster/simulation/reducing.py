@@ -62,8 +62,8 @@ class Load:
 def load_of(config: TrainConfig) -> Load:
     """Every optimizer step sums the gradients of the policy and of the value network; ratios,
     entropies, KL and values of all rows are joined, and so are log-probabilities and values of
-    before the update where it has several steps. What `update.parts` leaves out is not left out
-    here.
+    before the update where it has several steps. Learners that hold parts sum no gradients here
+    (gathering.py). What `update.parts` leaves out is not left out.
 
     Raises FileNotFoundError or ValueError naming what cannot be sized.
     """
@@ -79,6 +79,8 @@ def load_of(config: TrainConfig) -> Load:
     samples = rollout.prompts_per_step * rollout.samples_per_prompt
     cells = samples * round(size.cells * trained_share(config))
     once = networks if update.num_steps > 1 else 0
+    if config.cluster.learner_sharding == "full":
+        learning = networks
     joined = (3 + has_value) * update.epochs + once
     return Load(
         num_sums=update.num_steps * (networks + 3 + has_value) + once,

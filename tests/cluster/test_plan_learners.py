@@ -169,11 +169,6 @@ def test_a_trace_of_several_learners_is_refused(tmp_path: Path) -> None:
         read_trace(path)
 
 
-def test_learners_that_hold_parts_are_refused() -> None:
-    with pytest.raises(ValueError, match="learner_sharding full: a plan knows the sums"):
-        foretold("--cluster.num-learners", "2", "--cluster.learner-sharding", "full")
-
-
 def test_learners_are_a_side_of_the_grid() -> None:
     sizes = PlanConfig(train=configured(), samplers=(1, 2), lags=(0,), learners=(1, 4)).grid()
     counts = [(size.cluster.num_samplers, size.cluster.num_learners) for size in sizes]

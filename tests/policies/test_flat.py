@@ -154,7 +154,7 @@ def test_what_has_left_its_place_is_copied_there() -> None:
     assert (split(weights)["linear.weight"] == 5).all()
 
 
-def step(module: nn.Module) -> None:
+def step(module: Net) -> None:
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad])
     module.linear(torch.ones(1, 2)).square().sum().backward()
     optimizer.step()
