@@ -73,6 +73,22 @@ def test_parameters_are_counted_as_the_networks_have_them() -> None:
     assert size.adapters == sum(p.numel() for p in policy.parameters() if p.requires_grad)
 
 
+def test_a_rank_that_holds_parts_has_one_layer_whole() -> None:
+    """By hand: weights and gradients of a layer, of embeddings, outputs and the last norm."""
+    size = sized()
+    layer = 16 * 128**2 + 3 * 2 * 128
+    outside = 4 * (65 + 64) * 128 + 2 * 128
+    assert size.outside == outside
+    spread = {"num_learners": 2, "learner_sharding": "full", "learner_gpus": 1.0}
+    halved = musicgen(cluster=spread)
+    parts = learner_need(halved, size).parts
+    assert parts["gathered layer"] == 8 * (layer + outside)
+    whole = learner_need(musicgen(), size).parts
+    assert "gathered layer" not in whole
+    for name in ("weights", "gradients", "moments", "base"):
+        assert parts[name] == whole[name] / 2
+
+
 @pytest.mark.parametrize("muon", [None, 0.01])
 def test_moments_are_those_that_the_optimizer_keeps(muon: float | None) -> None:
     policy, config = DelayedLM(SMALL), musicgen(update={"muon_learning_rate": muon})

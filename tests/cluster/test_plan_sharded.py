@@ -70,7 +70,7 @@ class Counting(TorchDispatchMode):
     """Notes the collectives of a rank: calls and bytes of what is whole."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
 
