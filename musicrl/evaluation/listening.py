@@ -152,13 +152,18 @@ def columns(
 
 
 def column_names(policies: Sequence[Path]) -> list[str]:
-    """Of each policy the last part of its path, or the whole where that is not one of a kind."""
-    short = [path.stem if path.suffix == ".safetensors" else path.name for path in policies]
+    """Of each policy the last part of its path; the whole where that is not one of a kind."""
+    short = [_short(path) for path in policies]
     taken = [*short, BASE, REAL, RECONSTRUCTION]
-    return [
-        name if taken.count(name) == 1 else str(path)
-        for name, path in zip(short, policies, strict=True)
-    ]
+    pairs = zip(short, policies, strict=True)
+    return [name if taken.count(name) == 1 else str(path) for name, path in pairs]
+
+
+def _short(path: Path) -> str:
+    """A checkpoint's file is a `policy` in every one: it keeps its path."""
+    if path.name == "policy.safetensors" and len(path.parts) > 1:
+        return str(path)
+    return path.stem if path.suffix == ".safetensors" else path.name
 
 
 def sampled(world: PlayableWorld, prompts: Sequence[Prompt], config: ListenConfig) -> Clips:

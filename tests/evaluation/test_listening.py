@@ -98,8 +98,9 @@ def test_the_readme_links_a_page_whose_clips_are_there_and_small() -> None:
 
 def test_a_column_bears_the_shortest_name_that_no_other_bears() -> None:
     paths = ["runs/a/R", "runs/U.safetensors", "runs/b/RU", "runs/c/RU", "runs/base"]
+    paths += ["policy.safetensors", "runs/a/R/checkpoints/step_000010/policy.safetensors"]
     named = column_names([Path(path) for path in paths])
-    assert named == ["R", "U", "runs/b/RU", "runs/c/RU", "runs/base"]
+    assert named == ["R", "U", "runs/b/RU", "runs/c/RU", "runs/base", "policy", paths[6]]
 
 
 def test_clips_are_of_one_loudness_and_the_gain_is_told(page: Path) -> None:
