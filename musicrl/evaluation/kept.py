@@ -27,6 +27,8 @@ from musicrl.evaluation.heldout import REWARD, EvaluationResult
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
+ROUNDING = 1e-9
+"""A change of as much is none."""
 BETTER, WORSE, NOT_SHOWN = "better", "worse", "not shown"
 
 
@@ -97,9 +99,9 @@ class Change:
     @property
     def verdict(self) -> str:
         low, high = self.interval
-        if low > 0:
+        if low > ROUNDING:
             return WORSE if self.asked.is_less_better else BETTER
-        if high < 0:
+        if high < -ROUNDING:
             return BETTER if self.asked.is_less_better else WORSE
         return NOT_SHOWN
 
@@ -142,13 +144,18 @@ class Kept:
     def is_reward_higher(self) -> bool:
         return self.reward is not None and self.reward.verdict == BETTER
 
+    @property
+    def is_bought(self) -> bool:
+        """Whether the reward rose while music fell: a failure."""
+        return self.is_reward_higher and bool(self.worse)
+
     def to_json(self) -> dict[str, object]:
         return {
             "reward": None if self.reward is None else self.reward.to_json(),
             "music": {name: found.to_json() for name, found in self.music.items()},
             "worse": [name for name, found in self.music.items() if found.verdict == WORSE],
             "better": [name for name, found in self.music.items() if found.verdict == BETTER],
-            "reward_rose_while_music_fell": self.is_reward_higher and bool(self.worse),
+            "reward_rose_while_music_fell": self.is_bought,
         }
 
     def said(self, name: str) -> str:

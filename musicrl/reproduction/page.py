@@ -24,6 +24,7 @@ from musicrl.reproduction.report import (
     kept_rows,
     model_tables,
     music_said,
+    music_verdict,
     pair_table,
     verdict,
 )
@@ -39,6 +40,7 @@ def to_html(report: Report, prompts: Sequence[Prompt], clips: Mapping[str, Clips
         f'<p class="warning">{escape(SIMULATED)}</p>',
         f"<p><strong>{escape(verdict(report))}</strong></p>",
         "<ul>" + "".join(f"<li>{escape(str(found))}</li>" for found in report.orderings) + "</ul>",
+        f"<p><strong>{escape(music_verdict(report))}</strong></p>",
         "<h2>Win rates</h2>",
         (
             "<p>Win rate of the first model, ties left out, with 95 % intervals over prompts; the "

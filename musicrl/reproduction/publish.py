@@ -27,7 +27,7 @@ from musicrl.reproduction.kept import kept_findings
 from musicrl.reproduction.page import to_html
 from musicrl.reproduction.plan import planned
 from musicrl.reproduction.recipes import BASE
-from musicrl.reproduction.report import Report, music_said, to_markdown, verdict
+from musicrl.reproduction.report import Report, music_said, music_verdict, to_markdown, verdict
 from musicrl.reproduction.reproduce import Train, seeds_of
 from musicrl.textfile import write_text
 from musicrl.types import Clips
@@ -65,7 +65,7 @@ def _reproduce(config: ReproduceConfig, train: Train, console: Console) -> dict[
     for rater in dict.fromkeys(pair.rater for pair in report.pairs):
         console.print(_table(rater, report.pairs))
     say(verdict(report))
-    for sentence in music_said(report):
+    for sentence in (music_verdict(report), *music_said(report)):
         say(sentence)
     say(f"report in {config.out / 'report.html'}")
     return values

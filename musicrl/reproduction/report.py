@@ -71,6 +71,7 @@ def to_markdown(report: Report) -> str:
         _trained_on(report.preference),
         verdict(report),
         *(f"- {found}" for found in report.orderings),
+        music_verdict(report),
         "## Pairs",
         (
             "Win rate = wins / (wins + losses), with a 95 % bootstrap interval over prompts; p: Wilcoxon "
@@ -88,6 +89,17 @@ def to_markdown(report: Report) -> str:
         "```\n" + "\n".join(f"{k}: {v}" for k, v in report.settings.items()) + "\n```",
     ]
     return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
+
+
+def music_verdict(report: Report) -> str:
+    """One sentence: whose reward was bought with music."""
+    trained = [row for row in verdicts(report.kept) if row.found.reward is not None]
+    failed = ", ".join(row.name for row in trained if row.found.is_bought)
+    if not failed:
+        return "No model's reward rose while a figure of its music fell by more than its interval."
+    return (
+        f"FAILED: rewards rose while figures of music fell by more than their intervals: {failed}."
+    )
 
 
 def music_said(report: Report) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from dataclasses import dataclass, fields, replace
@@ -130,6 +131,11 @@ def test_what_became_of_music_is_said_of_every_model(done: Done) -> None:
     assert found["R"]["reward"]["change"]["mean"] == pytest.approx(wanted)
     assert found["base, other clips"]["reward"] is None
     text, page = ((done.config.out / file).read_text() for file in ("report.md", "report.html"))
+    failed = [name for name, row in found.items() if row["reward_rose_while_music_fell"]]
+    verdict = f"FAILED: rewards rose while figures of music fell by more than their intervals: {', '.join(failed)}."
+    said = verdict if failed else "No model's reward rose while"
+    assert said in text
+    assert html.escape(said) in page
     for name, row in found.items():
         said = f"{name}: no reward" if row["reward"] is None else f"{name}: "
         assert f"- {said}" in text
