@@ -73,9 +73,22 @@ static float share(double *scores, int count, int whole)
         scores[t] = exp_of_negative(scores[t] - highest);
         sum += scores[t];
     }
+    const double part = 1.0 / sum;
     for (int t = 0; t < whole; t++)
-        scores[t] /= sum;
+        scores[t] *= part;
     return (float)(highest + log(sum));
+}
+
+/* A vector of keys at a time, row i of `out` their numbers i; zeros past those that are `left`. */
+static void turn(const float *k, int64_t apart, int left, double *out, int whole, int size)
+{
+    const int count = left < LONG_LANES ? left : LONG_LANES;
+    for (int i = 0; i < size; i++) {
+        double line[LONG_LANES] = {0};
+        for (int l = 0; l < count; l++)
+            line[l] = k[l * apart + i];
+        memcpy(out + (size_t)i * whole, line, sizeof line);
+    }
 }
 
 /* One head of one sequence; rows of q, k and v lie so many numbers apart. `room` holds
@@ -88,18 +101,20 @@ static void attend_head(const float *q, const float *k, const float *v, const in
     double *keys = room, *values = keys + (size_t)size * whole;
     double *scores = values + (size_t)size * whole, *queries = scores + QUERIES * whole;
     double *mixed = queries + QUERIES * size;
-    for (int t = 0; t < whole; t++)
+    for (int t = 0; t < whole; t += LONG_LANES)
+        turn(k + t * apart[1], apart[1], steps - t, keys + t, whole, size);
+    for (int t = 0; t < steps; t++)
         for (int i = 0; i < size; i++)
-            keys[(size_t)i * whole + t] = t < steps ? k[t * apart[1] + i] : 0.0;
-    for (int t = 0; t < whole; t++)
-        for (int i = 0; i < size; i++)
-            values[(size_t)t * size + i] = t < steps ? v[t * apart[2] + i] : 0.0;
+            values[(size_t)t * size + i] = v[t * apart[2] + i];
     for (int first = 0; first < steps; first += QUERIES) {
         const int left = steps - first < QUERIES ? steps - first : QUERIES;
         const int seen = filled(first + left);
-        for (int r = 0; r < QUERIES; r++)
+        memset(queries, 0, QUERIES * size * sizeof *queries);
+        for (int r = 0; r < left; r++) {
+            const float *row = q + (first + r) * apart[0];
             for (int i = 0; i < size; i++)
-                queries[r * size + i] = r < left ? q[(first + r) * apart[0] + i] * scale : 0.0;
+                queries[r * size + i] = row[i] * scale;
+        }
         multiply(queries, size, keys, whole, scores, whole, size, seen);
         for (int r = 0; r < left; r++)
             sums[first + r] = share(scores + (size_t)r * whole, first + r + 1, seen);
