@@ -17,6 +17,7 @@ from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.algorithms.functions import exact_kl, token_logprobs
 from musicrl.checkpoint import load_tensors, save_tensors
 from musicrl.policies.config import MusicLMConfig
+from musicrl.policies.flat import split
 from musicrl.policies.musiclm import MusicLM
 from musicrl.sampler.engine import Engine
 from musicrl.sampler.sampling import SamplingConfig, log_probs
@@ -444,7 +445,10 @@ def test_weights_are_the_policys_under_the_version() -> None:
     train(update, 1)
     weights = update.weights()
     assert weights.version == 1
-    assert weights.flat.size == sum(p.numel() for p in update.policy.parameters())
+    own = update.policy.state_dict()
+    parts = split(weights)
+    assert list(parts) == list(own)
+    assert all((parts[name] == own[name].numpy()).all() for name in own)
     assert update.weights(7).version == 7
     assert (update.weights(7).flat == weights.flat).all()
 
