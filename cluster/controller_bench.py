@@ -25,6 +25,7 @@ from cluster.simulation.costs import Costs
 from cluster.simulation.fleet import Machine, SimulatedFleet
 from cluster.simulation.run import run_ledger
 from cluster.simulation.timed import TimedStore
+from musicrl.bounds import at_least
 from musicrl.config import ClusterConfig, RolloutConfig, TrainConfig
 from musicrl.textfile import write_text
 
@@ -54,11 +55,9 @@ class ControllerBenchConfig:
     """File that receives the figures."""
 
     def __post_init__(self) -> None:
-        for name in ("samplers", "scorers", "samples_per_prompt"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.max_lag < 0:
-            raise ValueError(f"max_lag must be 0 or more, got {self.max_lag}")
+        at_least(1, samplers=self.samplers, scorers=self.scorers)
+        at_least(1, samples_per_prompt=self.samples_per_prompt)
+        at_least(0, max_lag=self.max_lag)
         if self.rollouts < PARTS * self.samplers:
             raise ValueError(
                 f"rollouts must be {PARTS * self.samplers} or more for {self.samplers} samplers, "

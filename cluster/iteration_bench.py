@@ -26,6 +26,7 @@ from cluster.sampler_subject import SHAPES
 from musicrl.algorithms import make_algorithm
 from musicrl.algorithms.config import AlgorithmConfig
 from musicrl.allocator import keep_freed_memory
+from musicrl.bounds import at_least
 from musicrl.policies.delayed import DelayedLM
 from musicrl.policies.delayed_config import DelayedConfig
 from musicrl.run import versions
@@ -69,13 +70,9 @@ class IterationBenchConfig:
     """File that receives the figures."""
 
     def __post_init__(self) -> None:
-        for name, value in (("turns", self.turns), ("prompts", self.prompts)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
-        if self.samples < 2:
-            raise ValueError(f"samples must be 2 or more, got {self.samples}")
-        if self.threads < 0:
-            raise ValueError(f"threads must be 0 or more, got {self.threads}")
+        at_least(1, turns=self.turns, prompts=self.prompts)
+        at_least(2, samples=self.samples)
+        at_least(0, threads=self.threads)
         if not 1 <= self.steps <= 1024:
             raise ValueError(f"steps must be 1 to 1024, got {self.steps}")
         if not self.sizes or not self.backends:

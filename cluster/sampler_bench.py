@@ -34,6 +34,7 @@ from cluster.sampler_subject import (
     Subject,
 )
 from cluster.sampler_worker import Worker, tcmalloc
+from musicrl.bounds import at_least
 from musicrl.run import versions
 from musicrl.sampler.cost import step_cost
 from musicrl.sampler.sampling import Precision
@@ -72,12 +73,10 @@ class SamplerBenchConfig:
     """File that receives the figures."""
 
     def __post_init__(self) -> None:
-        if self.turns < 1:
-            raise ValueError(f"turns must be 1 or more, got {self.turns}")
+        at_least(1, turns=self.turns)
+        at_least(0, threads=self.threads)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device cuda needs a GPU that torch can use")
-        if self.threads < 0:
-            raise ValueError(f"threads must be 0 or more, got {self.threads}")
         if not 1 <= self.steps <= 1024:
             raise ValueError(f"steps must be 1 to 1024, got {self.steps}")
         if not self.batches or min(self.batches) < 1:

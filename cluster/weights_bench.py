@@ -35,6 +35,7 @@ from torch import nn
 
 from cluster.connection import connected
 from cluster.controller_bench import processor_name
+from musicrl.bounds import at_least
 from musicrl.broadcast import Address, Broadcaster, Kind
 from musicrl.config import ClusterConfig
 from musicrl.listener import Listener
@@ -78,9 +79,7 @@ class WeightsBenchConfig:
     """File that receives the figures."""
 
     def __post_init__(self) -> None:
-        for name in ("versions", "readers", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        at_least(1, versions=self.versions, readers=self.readers, threads=self.threads)
         if not self.parameters or min(self.parameters) < WIDTH:
             raise ValueError(
                 f"parameters must name sizes of {WIDTH} or more, got {self.parameters}"

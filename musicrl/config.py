@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from musicrl.algorithms.config import AlgorithmConfig
+from musicrl.bounds import at_least
 from musicrl.check import check_settings
 from musicrl.closest import closest
 from musicrl.guards import GuardConfig
@@ -362,10 +363,7 @@ def derived_numbers(config: TrainConfig, *, cells_per_sample: int) -> dict[str, 
 
 
 def _check_least(config: object, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not value >= least:
-            raise ValueError(f"{name} must be {least} or more, got {value}")
+    at_least(least, **{name: getattr(config, name) for name in names})
 
 
 def _check_shares(config: object, *names: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.commands.flags import print_help, read_settings, split_words, wants_help
 from musicrl.audio import write_wav
+from musicrl.bounds import at_least
 from musicrl.journal import slug
 from musicrl.rollout import RolloutWorker
 from musicrl.sampler.sampling import SamplingConfig
@@ -33,10 +34,8 @@ class SampleConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count must be 1 or more, got {self.count}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        at_least(1, count=self.count)
+        at_least(0, seed=self.seed)
 
 
 def sample(args: Sequence[str]) -> None:

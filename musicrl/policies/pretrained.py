@@ -25,7 +25,7 @@ def load_model(network: Any, folder: Path) -> Any:
     """
     files_of(folder)
     try:
-        with quiet():
+        with _quiet():
             model, told = network.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -50,14 +50,14 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise FileNotFoundError(f"{folder} has no tokenizer: none of {', '.join(VOCABULARIES)}")
     try:
-        with quiet():
+        with _quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as fault:
         raise ValueError(f"{folder} holds no tokenizer that can be read: {fault}") from fault
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """While transformers reads a folder: without its progress bars, which the logs of actors would
     be full of, and its warnings; what it would only warn of is checked here."""
     from transformers.utils import logging

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import uvicorn
 
+from musicrl.bounds import at_least
 from musicrl.preference.players import OnePlayer, Player, Players, RunFollower
 from musicrl.preference.pool import load_worker
 from musicrl.preference.server import Rules, make_app
@@ -77,10 +78,9 @@ class CollectConfig:
     """0: any that is free."""
 
     def __post_init__(self) -> None:
-        least = {"queue": 1, "raters_per_pair": 1, "max_prompt_chars": 1, "requests_per_minute": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} must be {bound} or more, got {getattr(self, name)}")
+        at_least(1, queue=self.queue, raters_per_pair=self.raters_per_pair)
+        at_least(1, max_prompt_chars=self.max_prompt_chars)
+        at_least(1, requests_per_minute=self.requests_per_minute)
         if not 0 <= self.minimum_share <= 1:
             raise ValueError(f"minimum_share must be 0 to 1, got {self.minimum_share}")
         if not 0 <= self.port < 2**16:

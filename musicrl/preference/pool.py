@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from musicrl.audio import read_wav, write_wav
+from musicrl.bounds import at_least
 from musicrl.evaluation.origin import origin, own_policy, policy_file
 from musicrl.lock import held
 from musicrl.preference.clip import PlayableClip
@@ -61,11 +62,9 @@ class SampledClipsConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "clips_per_prompt", "prompts_per_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        at_least(1, prompts=self.prompts, clips_per_prompt=self.clips_per_prompt)
+        at_least(1, prompts_per_chunk=self.prompts_per_chunk)
+        at_least(0, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

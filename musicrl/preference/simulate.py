@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from musicrl.audio import resample
+from musicrl.bounds import at_least
 from musicrl.evaluation.music import PitchVariety, Sounding
 from musicrl.preference.clip import PlayableClip
 from musicrl.preference.dataset import write_comparisons
@@ -75,10 +76,8 @@ class SimulateConfig:
     """File that receives the figures."""
 
     def __post_init__(self) -> None:
-        if self.pairs < 1:
-            raise ValueError(f"pairs must be 1 or more, got {self.pairs}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        at_least(1, pairs=self.pairs)
+        at_least(0, seed=self.seed)
         if "simulated" not in self.out.name:
             raise ValueError(f"out must be a name that contains 'simulated', got {self.out}")
 

@@ -22,6 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from musicrl.bounds import at_least
 from musicrl.device import role_device
 from musicrl.policies.preference import PreferenceModel, bradley_terry
 from musicrl.preference.inputs import HeldoutClips, Inputs, distinct_clips, score
@@ -57,12 +58,10 @@ class TrainingConfig:
     """Of the order of the pairs."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_pairs", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("patience", "batch_prompts", "seed", "weight_decay", "gpus"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        at_least(1, steps=self.steps, batch_pairs=self.batch_pairs)
+        at_least(1, evaluate_every=self.evaluate_every)
+        at_least(0, patience=self.patience, batch_prompts=self.batch_prompts, seed=self.seed)
+        at_least(0, weight_decay=self.weight_decay, gpus=self.gpus)
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
 

@@ -218,7 +218,8 @@ class WorldData:
 
 
 def read_plan(plan: Path) -> tuple[list[Attributes], list[str]]:
-    """Of a split's Parquet file: attributes of every clip, and captions where the plan of recordings has those instead."""
+    """Of a split's Parquet file: attributes of every clip, and captions where the plan of recordings
+    has those instead."""
     if "caption" in pq.read_schema(plan).names:
         captions = [str(text) for text in pq.read_table(plan, columns=["caption"])[0].to_pylist()]
         return [UNKNOWN] * len(captions), captions

@@ -12,9 +12,12 @@ from musicrl.sampler.reference import ReferenceOps
 from musicrl.sampler.sampling import SamplingConfig
 
 
-def make_ops(config: SamplingConfig, *, num_rows: int, device: torch.device) -> Ops:
+def make_ops(
+    config: SamplingConfig, *, num_rows: int, device: torch.device, before: Ops | None = None
+) -> Ops:
     """The operations of `config` for `num_rows` rows; backend "auto" is the fastest exact one that
-    runs here.
+    runs here. `before`: those of the same settings and device on earlier weights, which come back,
+    told to forget them, where they serve as many rows.
 
     Raises ValueError for a backend on a device that it does not run on, or whose kernels are not
     there.
@@ -31,6 +34,9 @@ def make_ops(config: SamplingConfig, *, num_rows: int, device: torch.device) -> 
         return ReferenceOps()
     if device.type != "cpu":
         raise ValueError(f"backend cpu cannot sample on {device}")
+    if isinstance(before, CpuOps) and before.serves(num_rows):
+        before.refresh()
+        return before
     library = kernels()
     if library is not None:
         return CpuOps(library, num_rows, config.precision)

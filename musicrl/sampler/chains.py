@@ -46,8 +46,8 @@ def exact_product(
     threads: int,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """x [B, I] by the weight in COLUMNS, at its address, to [B, O], in chains of so many inputs, then + residual
-    [B, O] if there is one.
+    """x [B, I] by the weight in COLUMNS, at its address, to [B, O], in chains of so many inputs, then
+    + residual [B, O] if there is one.
 
     Raises ValueError when x is not dense float32.
     """

@@ -19,10 +19,8 @@ from torch import Tensor
 from musicrl.policies.base import Policy
 from musicrl.sampler.backends import make_ops
 from musicrl.sampler.blocks import BlockPool
-from musicrl.sampler.cpu import CpuOps
 from musicrl.sampler.flash import PAGE, FlashOps
 from musicrl.sampler.graphs import Graphs, Record, record_cuda
-from musicrl.sampler.ops import Ops
 from musicrl.sampler.runner import Runner
 from musicrl.sampler.sampling import NO_CONDITION, SamplingConfig
 from musicrl.sampler.scheduler import Scheduler
@@ -204,7 +202,8 @@ class Engine:
 
     def _new_runner(self, layout: CacheLayout, device: torch.device) -> Runner:
         """One that reads the policy's weights, on the cache of before if it is of that layout."""
-        ops = self._ops_for(layout.num_rows, device)
+        before = None if self._runner is None else self._runner.cache.ops
+        ops = make_ops(self.config, num_rows=layout.num_rows, device=device, before=before)
         record = self._record or (record_cuda if isinstance(ops, FlashOps) else None)
         num_blocks, size = layout.pool
         if self._runner is not None and self._layout == layout:
@@ -224,14 +223,6 @@ class Engine:
         branches = 1 if self.config.guidance == 1 else 2
         max_samples = layout.num_rows // branches
         return Runner(self.policy, self.config, cache, max_samples=max_samples, graphs=graphs)
-
-    def _ops_for(self, num_rows: int, device: torch.device) -> Ops:
-        """Those of before if they serve so many rows and have buffers to pack weights into again."""
-        before = None if self._runner is None else self._runner.cache.ops
-        if isinstance(before, CpuOps) and before.serves(num_rows):
-            before.refresh()
-            return before
-        return make_ops(self.config, num_rows=num_rows, device=device)
 
     def _check_steps(self, steps: int) -> None:
         if not 1 <= steps <= self.policy.num_steps:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from musicrl.bounds import at_least
+
 Backend = Literal["auto", "reference", "cpu", "flash"]
 Precision = Literal["float32", "bfloat16"]
 NO_CONDITION = -1
@@ -48,9 +50,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        for name in ("top_k", "max_rows", "num_blocks", "block_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        at_least(0, top_k=self.top_k, max_rows=self.max_rows)
+        at_least(0, num_blocks=self.num_blocks, block_size=self.block_size)
         if self.precision != "float32" and self.backend == "reference":
             raise ValueError("precision bfloat16 needs backend cpu or flash, got reference")
         if self.precision != "bfloat16" and self.backend == "flash":
